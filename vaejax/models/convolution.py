@@ -1,0 +1,187 @@
+"""Stride-2 convolutions and their transposes, in the form that is fast on the backend at hand.
+
+XLA's CPU backend runs strided and transposed convolutions, and above all their gradients, several
+times slower than matrix products of the same size; under `vmap` over weights it falls back to
+grouped convolutions, which are slower still. A convolution with a `2m x 2m` kernel and stride 2 is
+a space-to-depth followed by an `m x m` convolution of blocks, that is a sum of `m * m` matrix
+products, and its transpose is the adjoint of exactly that. Both directions and the gradient of
+the kernel are therefore three small functions, and each is the derivative of another.
+
+Parameters and results are those of `flax.linen.Conv` and `flax.linen.ConvTranspose` with
+`strides=(2, 2), padding="SAME"`; the tests hold the two forms together.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution with stride 2 and SAME padding.
+
+    Args:
+      x: Images `[B, H, W, C]`; H and W even.
+      kernel: `[2m, 2m, C, F]`, as `flax.linen.Conv` stores it.
+
+    Returns:
+      `[B, H / 2, W / 2, F]`.
+
+    Raises:
+      ValueError: If a spatial size or the kernel size is odd.
+
+    Example:
+      >>> conv(jnp.ones((1, 8, 8, 3)), jnp.ones((4, 4, 3, 5))).shape
+      (1, 4, 4, 5)
+    """
+    _check_even(x.shape[1:3], kernel.shape[:2])
+    if jax.default_backend() == "cpu":
+        return _matmul_conv(x, kernel)
+    return lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution with stride 2 and SAME padding: doubles height and width.
+
+    Args:
+      x: `[B, H, W, C]`.
+      kernel: `[2m, 2m, C, F]`, as `flax.linen.ConvTranspose` stores it.
+
+    Returns:
+      `[B, 2 H, 2 W, F]`.
+
+    Raises:
+      ValueError: If the kernel size is odd.
+
+    Example:
+      >>> conv_transpose(jnp.ones((1, 4, 4, 3)), jnp.ones((4, 4, 3, 5))).shape
+      (1, 8, 8, 5)
+    """
+    _check_even(kernel.shape[:2])
+    if jax.default_backend() == "cpu":
+        return _matmul_conv_transpose(x, kernel)
+    return lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def _check_even(*shapes: tuple[int, ...]) -> None:
+    for shape in shapes:
+        if any(size % 2 for size in shape):
+            raise ValueError(f"stride-2 convolutions need even sizes, got {shape}")
+
+
+# The adjoint of a convolution is the transposed convolution with the kernel turned by half a turn
+# and its channels swapped; the same swap leads back.
+def _adjoint(kernel: jax.Array) -> jax.Array:
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+@jax.custom_vjp
+def _matmul_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _gather(x, kernel)
+
+
+def _matmul_conv_fwd(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _gather(x, kernel), (x, kernel)
+
+
+def _matmul_conv_bwd(
+    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    return _scatter(g, kernel), _correlate(x, g, kernel.shape[0] // 2)
+
+
+_matmul_conv.defvjp(_matmul_conv_fwd, _matmul_conv_bwd)
+
+
+@jax.custom_vjp
+def _matmul_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _scatter(x, _adjoint(kernel))
+
+
+def _matmul_conv_transpose_fwd(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scatter(x, _adjoint(kernel)), (x, kernel)
+
+
+def _matmul_conv_transpose_bwd(
+    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    return _gather(g, _adjoint(kernel)), _adjoint(_correlate(g, x, kernel.shape[0] // 2))
+
+
+_matmul_conv_transpose.defvjp(_matmul_conv_transpose_fwd, _matmul_conv_transpose_bwd)
+
+
+def _gather(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution: `[B, 2h, 2w, C]` and `[2m, 2m, C, F]` to `[B, h, w, F]`."""
+    m = kernel.shape[0] // 2
+    weights = _blocks_of_kernel(kernel)
+    shifts = _shifted_blocks(x, m)
+    if _is_thin(x):
+        return jnp.concatenate(shifts, -1) @ weights.reshape(-1, kernel.shape[-1])
+    return sum(block @ weight for block, weight in zip(shifts[1:], weights[1:], strict=True)) + (
+        shifts[0] @ weights[0]
+    )
+
+
+def _scatter(y: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The adjoint of `_gather` in its image: `[B, h, w, F]` to `[B, 2h, 2w, C]`."""
+    m, channels, features = kernel.shape[0] // 2, *kernel.shape[2:]
+    _, h, w, _ = y.shape
+    weights = _blocks_of_kernel(kernel).reshape(-1, features).T
+    patches = jnp.split(y @ weights, m * m, axis=-1)
+    padded = [
+        jnp.pad(patch, ((0, 0), (i, m - 1 - i), (j, m - 1 - j), (0, 0)))
+        for patch, (i, j) in zip(patches, _offsets(m), strict=True)
+    ]
+    blocks = sum(padded[1:], padded[0])
+    image = blocks.reshape(-1, h + m - 1, w + m - 1, 2, 2, channels).swapaxes(2, 3)
+    image = image.reshape(-1, 2 * (h + m - 1), 2 * (w + m - 1), channels)
+    return image[:, m - 1 : m - 1 + 2 * h, m - 1 : m - 1 + 2 * w]
+
+
+def _correlate(x: jax.Array, y: jax.Array, m: int) -> jax.Array:
+    """The adjoint of `_gather` in its kernel: `[B, 2h, 2w, C]`, `[B, h, w, F]` to the kernel."""
+    channels, features = x.shape[-1], y.shape[-1]
+    flat = y.reshape(-1, features)
+    shifts = [block.reshape(-1, block.shape[-1]) for block in _shifted_blocks(x, m)]
+    if _is_thin(x):
+        weights = jnp.concatenate(shifts, -1).T @ flat
+    else:
+        weights = jnp.stack([block.T @ flat for block in shifts])
+    weights = weights.reshape(m, m, 2, 2, channels, features).swapaxes(1, 2)
+    return weights.reshape(2 * m, 2 * m, channels, features)
+
+
+def _is_thin(x: jax.Array) -> bool:
+    # With so few channels one product over concatenated blocks beats several over slices.
+    return x.shape[-1] < 8
+
+
+def _offsets(m: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(m) for j in range(m)]
+
+
+def _shifted_blocks(x: jax.Array, m: int) -> list[jax.Array]:
+    """The `m * m` shifts of the 2x2 blocks of the padded image, each `[B, h, w, 4C]`."""
+    _, height, width, channels = x.shape
+    h, w = height // 2, width // 2
+    x = jnp.pad(x, ((0, 0), (m - 1, m - 1), (m - 1, m - 1), (0, 0)))
+    blocks = x.reshape(-1, h + m - 1, 2, w + m - 1, 2, channels).swapaxes(2, 3)
+    blocks = blocks.reshape(-1, h + m - 1, w + m - 1, 4 * channels)
+    return [blocks[:, i : i + h, j : j + w] for i, j in _offsets(m)]
+
+
+def _blocks_of_kernel(kernel: jax.Array) -> jax.Array:
+    """`[2m, 2m, C, F]` to `[m * m, 4C, F]`, in the order of `_shifted_blocks`."""
+    m, channels, features = kernel.shape[0] // 2, *kernel.shape[2:]
+    blocks = kernel.reshape(m, 2, m, 2, channels, features).swapaxes(1, 2)
+    return blocks.reshape(m * m, 4 * channels, features)

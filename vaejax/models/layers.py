@@ -1,0 +1,108 @@
+"""Layers whose outputs are named sites.
+
+A *site* is the output of a module call, named by the module's path (`encoder/conv_1`): that is
+where interventions read and write. Activation functions are no modules, so each layer here applies
+its own: `encoder/conv_1` is the activation that the next layer sees, `encoder/conv_1/pre` the
+value before the nonlinearity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vaejax.models import convolution
+
+Activation = Callable[[jax.Array], jax.Array]
+
+# The initialiser of the reference implementation (TensorFlow 1's default for its layers).
+_kernel_init = nn.initializers.glorot_uniform()
+
+
+class Site(nn.Module):
+    """The identity, there to give a tensor a name."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x`."""
+        return x
+
+
+class Dense(nn.Module):
+    """A linear map followed by an activation; parameters as `flax.linen.Dense`.
+
+    Attributes:
+      features: Number of outputs.
+      activation: Applied to the result; None for a linear layer, which has no `pre` site.
+    """
+
+    features: int
+    activation: Activation | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., C]` to `[..., features]`."""
+        kernel = self.param("kernel", _kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _activate(x @ kernel + bias, self.activation)
+
+
+class Conv(nn.Module):
+    """Convolution with stride 2, SAME padding; parameters as `flax.linen.Conv`.
+
+    Attributes:
+      features: Number of output channels.
+      kernel_size: Even; 4 and 2 in the reference network.
+      activation: Applied to the result; None for a linear layer, which has no `pre` site.
+    """
+
+    features: int
+    kernel_size: int = 4
+    activation: Activation | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, H / 2, W / 2, features]`."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _activate(convolution.conv(x, kernel) + bias, self.activation)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution, stride 2, SAME padding; parameters as `flax.linen.ConvTranspose`.
+
+    Attributes:
+      features: Number of output channels.
+      kernel_size: Even; 4 in the reference network.
+      activation: Applied to the result; None for a linear layer, which has no `pre` site.
+    """
+
+    features: int
+    kernel_size: int = 4
+    activation: Activation | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, H, W, C]` to `[B, 2 H, 2 W, features]`."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _activate(convolution.conv_transpose(x, kernel) + bias, self.activation)
+
+
+def _activate(x: jax.Array, activation: Activation | None) -> jax.Array:
+    return x if activation is None else activation(Site(name="pre")(x))
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`; a plain function, so that modules holding it compare equal and hash."""
+    return jnp.maximum(x, 0)
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0.2 x)`, the slope of the reference implementation of FactorVAE."""
+    return jnp.where(x >= 0, x, 0.2 * x)

@@ -1,0 +1,225 @@
+"""Training: many runs of one recipe in one compiled program.
+
+A *run* is one training with its own key and hyperparameters. Every array of a `TrainState` and of
+`hyper` has a leading axis of R runs; the program scans over steps, maps over runs, and draws its
+batches on the device. The key of step t is `fold_in(key, t)`, so results do not depend on how
+training is cut into chunks, nor on whether it was interrupted between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import lax
+
+from vaejax.data.protocols import DataSource
+from vaejax.objectives import Loss, Objective
+from vaejax.types import Variables
+
+Hyper = Mapping[str, jax.Array]
+History = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What runs of one program have in common; hashable, so it selects the compiled program.
+
+    Attributes:
+      model: A Linen module; its `init` is called as `model.init(key, images, key)`.
+      objective: What it minimises.
+      batch_size: Examples per step.
+      batches: Batches per step that the objective takes (2 for FactorVAE).
+    """
+
+    model: nn.Module
+    objective: Objective
+    batch_size: int = 64
+    batches: int = 1
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: Steps done, int32 `[]`.
+      variables: Parameters and other collections of the model.
+      opt_state: State of the optimizer.
+      key: The run's PRNG key; never changes.
+      diverged_at: The step whose loss or gradient was not finite, -1 if there was none. The
+        state stays what it was before that step.
+    """
+
+    step: jax.Array
+    variables: Variables
+    opt_state: optax.OptState
+    key: jax.Array
+    diverged_at: jax.Array
+
+
+def optimizer(learning_rate: jax.Array | float) -> optax.GradientTransformation:
+    """Adam with the reference settings; (0.5, 0.9) for a submodule named `discriminator`.
+
+    References:
+      Locatello et al., `Challenging Common Assumptions in the Unsupervised Learning of
+      Disentangled Representations <https://arxiv.org/abs/1811.12359>`_, 2019, tables 2 and 3.
+    """
+    transforms = {
+        "model": optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8),
+        "discriminator": optax.adam(learning_rate, b1=0.5, b2=0.9, eps=1e-8),
+    }
+    return optax.partition(transforms, _optimizer_labels)
+
+
+def _optimizer_labels(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: "discriminator" if name == "discriminator" else "model" for name in params}
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "image_shape"))
+def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> TrainState:
+    """Fresh states for R runs.
+
+    Args:
+      recipe: What to train.
+      image_shape: Shape of one image, `source.image_shape`.
+      keys: One PRNG key per run, `[R]`.
+
+    Returns:
+      States with a leading axis of R on every array.
+    """
+
+    def init_run(key: jax.Array) -> TrainState:
+        images = jnp.zeros((1, *image_shape))
+        init_key = jax.random.fold_in(key, 2**32 - 1)  # a number that no step has
+        variables = dict(recipe.model.init(init_key, images, init_key))
+        opt_state = optimizer(0.0).init(variables["params"])
+        return TrainState(jnp.int32(0), variables, opt_state, key, jnp.int32(-1))
+
+    return jax.vmap(init_run)(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnames="states")
+def train(
+    recipe: Recipe, source: DataSource, states: TrainState, hyper: Hyper, *, steps: int
+) -> tuple[TrainState, History]:
+    """Trains R runs for some steps, as one program.
+
+    A run whose loss or gradient is not finite stops there and keeps the state before that step;
+    the others go on.
+
+    Args:
+      recipe: What to train.
+      source: Where batches are drawn.
+      states: States of R runs; their memory is given up to the result.
+      hyper: The objective's hyperparameters and `learning_rate`, each `[R]`.
+      steps: How many.
+
+    Returns:
+      The states after, and the history: `loss` and the objective's terms, each `[R, steps]`.
+    """
+
+    def run_step(run: tuple[TrainState, Hyper]) -> tuple[TrainState, History]:
+        return _step(recipe, source, *run)
+
+    def step(states: TrainState, _: None) -> tuple[TrainState, History]:
+        return map_runs(run_step, (states, hyper))
+
+    states, history = lax.scan(step, states, length=steps)
+    return states, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), history)
+
+
+def fit(
+    recipe: Recipe,
+    source: DataSource,
+    states: TrainState,
+    hyper: Hyper,
+    *,
+    steps: int,
+    chunk: int = 1000,
+    on_chunk: Callable[[int, TrainState, History], None] | None = None,
+) -> TrainState:
+    """Trains R runs up to a step, in chunks of one compiled program.
+
+    Args:
+      recipe: What to train.
+      source: Where batches are drawn.
+      states: From `init`, or from a checkpoint.
+      hyper: The objective's hyperparameters and `learning_rate`, each `[R]`.
+      steps: The step to stop at; states that are further along stay as they are.
+      chunk: Steps between calls of `on_chunk`.
+      on_chunk: Called after each chunk with the steps done, the states and the chunk's history.
+
+    Returns:
+      The states at the end.
+
+    Example:
+      >>> import vaejax
+      >>> source = vaejax.data.source("dsprites", image_size=32)
+      >>> network = vaejax.zoo.Network(source.image_shape, width=0.1)
+      >>> recipe = vaejax.zoo.recipe("beta_vae", network, batch_size=8)
+      >>> states = vaejax.init(recipe, source.image_shape, jax.random.split(jax.random.key(0), 3))
+      >>> hyper = {"beta": jnp.array([1.0, 4.0, 16.0]), "learning_rate": jnp.full(3, 1e-3)}
+      >>> states = vaejax.fit(recipe, source, states, hyper, steps=4, chunk=2)
+      >>> print(states.step)
+      [4 4 4]
+    """
+    done = int(jnp.max(states.step))
+    while done < steps:
+        length = min(chunk, steps - done)
+        states, history = train(recipe, source, states, hyper, steps=length)
+        done += length
+        if on_chunk is not None:
+            on_chunk(done, states, history)
+    return states
+
+
+def map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
+    """Applies a function to each run: together on an accelerator, in turn on a CPU.
+
+    One run's step keeps all cores of a CPU busy and its activations in the cache; several at once
+    only push each other out of it.
+    """
+    if jax.default_backend() == "cpu":
+        return lax.map(function, runs)
+    return jax.vmap(function)(runs)
+
+
+def _step(
+    recipe: Recipe, source: DataSource, state: TrainState, hyper: Hyper
+) -> tuple[TrainState, History]:
+    data_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    images, _ = source.batch(data_key, recipe.batches * recipe.batch_size)
+    weights = dict(hyper)
+    learning_rate = weights.pop("learning_rate")
+
+    def total(params: Variables) -> tuple[jax.Array, Loss]:
+        variables = {**state.variables, "params": params}
+        loss = recipe.objective(recipe.model, variables, images, loss_key, **weights)
+        value = loss.per_example.mean()
+        return value if loss.auxiliary is None else value + loss.auxiliary.mean(), loss
+
+    params = state.variables["params"]
+    (value, loss), grads = jax.value_and_grad(total, has_aux=True)(params)
+    updates, opt_state = optimizer(learning_rate).update(grads, state.opt_state, params)
+    variables = {
+        **state.variables,
+        **loss.state,
+        "params": optax.apply_updates(params, updates),
+    }
+    finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+    running = state.diverged_at < 0
+    proposed = dataclasses.replace(
+        state, step=state.step + 1, variables=variables, opt_state=opt_state
+    )
+    state = optax.tree.where(running & finite, proposed, state)
+    diverged_at = jnp.where(running & ~finite, state.step, state.diverged_at)
+    state = dataclasses.replace(state, diverged_at=diverged_at)
+    return state, {"loss": loss.per_example.mean(), **loss.terms}
