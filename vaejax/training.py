@@ -1,7 +1,7 @@
 """Training: many runs of one recipe in one compiled program.
 
 A *run* is one training with its own key and hyperparameters. Every array of a `TrainState` and of
-`hyper` has a leading axis of R runs; the program scans over steps, maps over runs, and draws its
+`hyper` has a leading axis of R runs; the program maps over runs, scans over steps, and draws its
 batches on the device. The key of step t is `fold_in(key, t)`, so results do not depend on how
 training is cut into chunks, nor on whether it was interrupted between them.
 """
@@ -126,14 +126,15 @@ def train(
       The states after, and the history: `loss` and the objective's terms, each `[R, steps]`.
     """
 
-    def run_step(run: tuple[TrainState, Hyper]) -> tuple[TrainState, History]:
-        return _step(recipe, source, *run)
+    def train_run(run: tuple[TrainState, Hyper]) -> tuple[TrainState, History]:
+        state, hyper = run
 
-    def step(states: TrainState, _: None) -> tuple[TrainState, History]:
-        return map_runs(run_step, (states, hyper))
+        def step(state: TrainState, _: None) -> tuple[TrainState, History]:
+            return _step(recipe, source, state, hyper)
 
-    states, history = lax.scan(step, states, length=steps)
-    return states, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), history)
+        return lax.scan(step, state, length=steps)
+
+    return _map_runs(train_run, (states, hyper))
 
 
 def fit(
@@ -142,6 +143,7 @@ def fit(
     states: TrainState,
     hyper: Hyper,
     *,
+    start: int = 0,
     steps: int,
     chunk: int = 1000,
     on_chunk: Callable[[int, TrainState, History], None] | None = None,
@@ -153,7 +155,8 @@ def fit(
       source: Where batches are drawn.
       states: From `init`, or from a checkpoint.
       hyper: The objective's hyperparameters and `learning_rate`, each `[R]`.
-      steps: The step to stop at; states that are further along stay as they are.
+      start: Steps that the states have behind them.
+      steps: The step to stop at.
       chunk: Steps between calls of `on_chunk`.
       on_chunk: Called after each chunk with the steps done, the states and the chunk's history.
 
@@ -171,22 +174,17 @@ def fit(
       >>> print(states.step)
       [4 4 4]
     """
-    done = int(jnp.max(states.step))
-    while done < steps:
-        length = min(chunk, steps - done)
-        states, history = train(recipe, source, states, hyper, steps=length)
-        done += length
+    for step in range(start, steps, chunk):
+        done = min(step + chunk, steps)
+        states, history = train(recipe, source, states, hyper, steps=done - step)
         if on_chunk is not None:
             on_chunk(done, states, history)
     return states
 
 
-def map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
-    """Applies a function to each run: together on an accelerator, in turn on a CPU.
-
-    One run's step keeps all cores of a CPU busy and its activations in the cache; several at once
-    only push each other out of it.
-    """
+def _map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
+    # One run's step keeps all cores of a CPU busy and its activations in the cache; several at
+    # once only push each other out of it. An accelerator has room for all.
     if jax.default_backend() == "cpu":
         return lax.map(function, runs)
     return jax.vmap(function)(runs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from vaejax import Gaussian
 from vaejax.models import ConvDecoder, ConvEncoder, Discriminator
 from vaejax.models.layers import Conv, Dense, leaky_relu, relu
 from vaejax.zoo import Network, recipe
@@ -113,40 +114,48 @@ def test_parameters_of_the_vq_network():
     assert codebook.embedding.shape == (512, 64)
 
 
-def test_the_networks_compute_what_flax_computes_with_the_same_parameters():
-    encoder = ConvEncoder(2, (3, 8, 9), (4, 2, 2), hidden=7)
-    decoder = ConvDecoder((16, 24, 2), (8, 5), base_width=3, hidden=7)
-    key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (2, 16, 24, 2))
-    z = jax.random.normal(jax.random.key(2), (2, 2))
-    params, decoder_params = encoder.init(key, x)["params"], decoder.init(key, z)["params"]
-    bias = iter(jax.random.split(key, 20))
-    params, decoder_params = jax.tree.map(
-        lambda leaf: leaf if leaf.ndim > 1 else jax.random.normal(next(bias), leaf.shape),
-        (params, decoder_params),
-    )
-
-    def dense(name, h, params):
-        return nn.Dense(params[name]["bias"].size).apply({"params": params[name]}, h)
-
-    def convolve(layer, name, h, params):
-        *size, _, features = params[name]["kernel"].shape
-        return layer(features, size, (2, 2), padding="SAME").apply({"params": params[name]}, h)
-
+@jax.jit
+def flax_encoder(params, x):
     h = x
     for name in ("conv_1", "conv_2", "conv_3"):
-        h = nn.relu(convolve(nn.Conv, name, h, params))
-    h = nn.relu(dense("dense", h.reshape(2, -1), params))
-    posterior = encoder.apply({"params": params}, x)
-    np.testing.assert_allclose(posterior.mean, dense("mean", h, params), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(posterior.logvar, dense("logvar", h, params), rtol=1e-4, atol=1e-5)
+        h = nn.relu(convolve(nn.Conv, params[name], h))
+    h = nn.relu(dense(params["dense"], h.reshape(len(x), -1)))
+    return Gaussian(dense(params["mean"], h), dense(params["logvar"], h))
 
-    h = nn.relu(dense("dense_1", z, decoder_params))
-    h = nn.relu(dense("dense_2", h, decoder_params)).reshape(2, 2, 3, 3)
+
+@jax.jit
+def flax_decoder(params, z):
+    h = nn.relu(dense(params["dense_1"], z))
+    h = nn.relu(dense(params["dense_2"], h)).reshape(len(z), 2, 3, 3)
     for name in ("up_1", "up_2"):
-        h = nn.relu(convolve(nn.ConvTranspose, name, h, decoder_params))
-    expected = convolve(nn.ConvTranspose, "up_3", h, decoder_params)
-    logits = decoder.apply({"params": decoder_params}, z)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+        h = nn.relu(convolve(nn.ConvTranspose, params[name], h))
+    return convolve(nn.ConvTranspose, params["up_3"], h)
+
+
+def dense(params, h):
+    return nn.Dense(params["bias"].size).apply({"params": params}, h)
+
+
+def convolve(layer, params, h):
+    *size, _, features = params["kernel"].shape
+    return layer(features, size, (2, 2), padding="SAME").apply({"params": params}, h)
+
+
+@pytest.mark.parametrize(
+    ("network", "same", "shape"),
+    [
+        (ConvEncoder(2, (3, 8, 9), (4, 2, 2), hidden=7), flax_encoder, (2, 16, 24, 2)),
+        (ConvDecoder((16, 24, 2), (8, 5), base_width=3, hidden=7), flax_decoder, (2, 4)),
+    ],
+)
+def test_the_networks_compute_what_flax_computes_with_the_same_parameters(network, same, shape):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda p: np.float32(rng.normal(scale=0.3, size=p.shape)), params)
+    ours, flax = jax.jit(network.apply)({"params": params}, x), same(params, x)
+    for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def sites_of(name, network):

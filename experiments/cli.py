@@ -1,0 +1,114 @@
+"""What the command lines share: options, one-line errors, exit statuses.
+
+JAX is imported only once the arguments are known to be well-formed, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from experiments.presets import PRESETS, Preset
+
+
+class UsageError(Exception):
+    """A wrong argument, or a wrong state of the output directory; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line, with the nearest valid option."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the line and exits with status 2."""
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0].partition("=")[0]
+        nearest = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if unknown and nearest else ""
+        self.exit(2, f"{self.prog}: {message}{hint}; see --help\n")
+
+
+def preset_name(name: str) -> str:
+    """An argparse type: the name of a preset."""
+    return _known("preset", name, PRESETS)
+
+
+def model_name(name: str) -> str:
+    """An argparse type: the name of an architecture of the zoo."""
+    from vaejax import zoo
+
+    return _known("model", name, zoo.ZOO)
+
+
+def dataset_name(name: str) -> str:
+    """An argparse type: the name of a dataset."""
+    from vaejax import data
+
+    return _known("dataset", name, data.names())
+
+
+def natural(text: str) -> int:
+    """An argparse type: an integer that is at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer that is at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _known(kind: str, name: str, known: Any) -> str:
+    if name not in known:
+        from vaejax.errors import unknown_name
+
+        raise argparse.ArgumentTypeError(unknown_name(kind, name, known))
+    return name
+
+
+def add_preset_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--preset`."""
+    names = ", ".join(PRESETS)
+    parser.add_argument(
+        "--preset", type=preset_name, default="demo", help=f"one of {names} (default: demo)"
+    )
+
+
+def resolve(name: str, overrides: Mapping[str, Any]) -> Preset:
+    """A preset with the options that were given; values that are None were not given."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    preset = dataclasses.replace(PRESETS[name], **given)
+    for option in ("datasets", "models", "seeds"):
+        values = getattr(preset, option)
+        repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        if repeated:
+            raise UsageError(f"--{option} names {', '.join(repeated)} more than once")
+    return preset
+
+
+def run(prog: str, main: Callable[[], None]) -> NoReturn:
+    """Runs a command line: one line and status 2 for wrong input, 130 for an interruption."""
+    from vaejax.data import DataError
+
+    try:
+        main()
+    except (UsageError, DataError) as error:
+        sys.exit(_fail(prog, str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(prog, "interrupted; the same command goes on from the last checkpoint", 130))
+    sys.exit(0)
+
+
+def _fail(prog: str, message: str, status: int) -> int:
+    print(f"{prog}: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,80 @@
+"""`--dry-run`: what a sweep would train, and about how long it would take."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from experiments import output, runs
+from experiments.presets import Preset
+from vaejax.training import init, train
+
+# Share of the matrix-product peak that training reaches, as measured by benchmarks/train_step.py
+# on CPUs; on an accelerator small models reach less.
+_EFFICIENCY = 0.4
+
+
+def show(preset: Preset) -> None:
+    """Prints the groups of runs with their parameters, and an estimate of the time to train."""
+    groups = runs.groups(runs.grid(preset))
+    peak = _matmul_peak()
+    table = Table(title=f"{len(runs.grid(preset))} runs in {len(groups)} programs")
+    for name in ("dataset", "model", "seeds", "parameters", "steps", "estimate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = 0.0
+    for group in groups:
+        parameters, flops = _cost(group[0])
+        seconds = len(group) * preset.steps * flops / (peak * _EFFICIENCY)
+        total += seconds
+        models = list(dict.fromkeys(run.model for run in group))
+        seeds = " ".join(map(str, preset.seeds))
+        for model in models:
+            share = _duration(seconds / len(models))
+            row = (group[0].dataset, model, seeds, f"{parameters:,}", f"{preset.steps:,}", share)
+            table.add_row(*row)
+    console = output.console()
+    console.print(table)
+    device = jax.devices()[0].device_kind
+    console.print(
+        f"training takes about {_duration(total)} on this device ({device}, {peak / 1e9:.0f} "
+        "GFLOP/s in matrix products); compiling and measuring come on top"
+    )
+
+
+def _cost(run: runs.Run) -> tuple[int, float]:
+    """Parameters of a run's model, and floating-point operations of one training step."""
+    recipe, source = run.recipe(), run.source()
+    states = jax.eval_shape(lambda key: init(recipe, source.image_shape, key), _one_key())
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(states.variables["params"]))
+    hyper = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in run.hyper()}
+    analysis = train.lower(recipe, source, states, hyper, steps=1).cost_analysis()
+    return parameters, float(analysis["flops"])
+
+
+def _one_key() -> jax.Array:
+    return jax.random.key(0)[None]
+
+
+def _matmul_peak(size: int = 2048, repeats: int = 5) -> float:
+    """Floating-point operations per second of a float32 matrix product on the default device."""
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,85 @@
+"""Typed presets of the sweep. Nothing here imports JAX, so `--help` is quick.
+
+| preset | what for | time on 2 CPU cores |
+|---|---|---|
+| smoke | does everything work? | under 1 minute |
+| demo | the default: small models that have learnt something | under 6 minutes |
+| quick | all datasets at the demo's size | as demo, for each dataset |
+| paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+MODELS = ("vae", "beta_vae", "factor_vae", "beta_tc_vae", "dip_vae_ii", "vq_vae")
+DATASETS = ("dsprites",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """One resolved setting of the sweep; `config.json` holds exactly this.
+
+    Attributes:
+      datasets: Names for `vaejax.data.source`.
+      models: Names in `vaejax.zoo.ZOO`.
+      seeds: One run per seed.
+      image_size: Side of the images, 64 or 32.
+      width: Multiplies the reference network's channels and units.
+      latent_dim: Latents of the Gaussian family.
+      codebook_size: Codes of the VQ-VAE.
+      code_dim: Dimension of a code.
+      batch_size: Examples per step.
+      learning_rate: Adam's.
+      steps: Steps of each run.
+      chunk: Steps between two checkpoints.
+      examples: Images that reconstruction, KL, MIG and the aggregate posterior are measured on.
+      ces_examples: Images whose latents are intervened on.
+    """
+
+    datasets: tuple[str, ...] = DATASETS
+    models: tuple[str, ...] = MODELS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    image_size: int = 64
+    width: float = 1.0
+    latent_dim: int = 10
+    codebook_size: int = 512
+    code_dim: int = 64
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    steps: int = 300_000
+    chunk: int = 1_000
+    examples: int = 10_000
+    ces_examples: int = 256
+
+
+# Locatello et al. (2019): the network, batch size, optimizer and length of training.
+PAPER = Preset()
+
+DEMO = Preset(
+    image_size=32,
+    width=0.5,
+    codebook_size=128,
+    code_dim=16,
+    learning_rate=1e-3,
+    steps=2_000,
+    chunk=250,
+    ces_examples=64,
+)
+
+PRESETS = {
+    "smoke": dataclasses.replace(
+        DEMO,
+        width=0.125,
+        codebook_size=16,
+        code_dim=4,
+        batch_size=16,
+        steps=60,
+        chunk=20,
+        examples=500,
+        ces_examples=8,
+    ),
+    "demo": DEMO,
+    "quick": DEMO,
+    "paper": PAPER,
+}

@@ -1,0 +1,111 @@
+"""Tables: one row per run, and means over seeds with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from experiments import files
+
+_EFFECTS = [
+    f"{metric}{unit}{which}"
+    for metric in ("ces_fixed", "ces_calibrated")
+    for unit in ("", "_rms")
+    for which in ("", "_active", "_max")
+]
+
+METRICS = [
+    "reconstruction",
+    "mse",
+    "mse_mean_image",
+    "latents",
+    "kl",
+    "active_latents",
+    "perplexity",
+    "dead_codes",
+    *_EFFECTS,
+    "mig",
+]
+
+# The last column is the only one that two runs of the same command do not share.
+COLUMNS = ["dataset", "source", "model", "seed", "status", "steps", *METRICS, "train_seconds"]
+
+_SHOWN = ["reconstruction", "kl", "active_latents", "perplexity", "ces_fixed", "ces_calibrated"]
+_SHOWN += ["mig"]
+
+Row = dict[str, Any]
+
+
+def write(out: epath.Path, rows: Sequence[Row]) -> None:
+    """Writes `results.csv` and `summary.csv`."""
+    files.write_csv(out / "results.csv", COLUMNS, rows)
+    summary = summarise(rows)
+    columns = ["dataset", "source", "model", "runs", "diverged"]
+    columns += [name + suffix for name in METRICS for suffix in ("", "_low", "_high")]
+    files.write_csv(out / "summary.csv", columns, summary)
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One row per dataset and model: the mean of each metric over seeds and its 95% interval.
+
+    The interval is Student's t over the runs that are `ok`; empty with fewer than two of them.
+    """
+    by_model: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        by_model.setdefault((row["dataset"], row["source"], row["model"]), []).append(row)
+    summary = []
+    for (dataset, source, model), group in by_model.items():
+        finished = [row for row in group if row["status"] == "ok"]
+        line: Row = {"dataset": dataset, "source": source, "model": model}
+        line |= {"runs": len(group), "diverged": len(group) - len(finished)}
+        for name in METRICS:
+            values = [row[name] for row in finished if row.get(name) is not None]
+            line |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
+        summary.append(line)
+    return summary
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean and 95% interval of the mean by Student's t; None for what is not defined.
+
+    Example:
+      >>> interval([1.0, 3.0])
+      (2.0, -10.70..., 14.70...)
+      >>> interval([1.0])
+      (1.0, None, None)
+    """
+    if not values:
+        return None, None, None
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return mean, mean - float(half), mean + float(half)
+
+
+def show(console: Console, rows: Sequence[Row]) -> None:
+    """Prints the table of runs."""
+    table = Table(title=f"{len(rows)} runs", title_justify="left")
+    for name in ("dataset", "source", "model", "seed", "status", "steps"):
+        table.add_column(name, no_wrap=True)
+    for name in _SHOWN:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        keys = [str(row[name]) for name in ("dataset", "source", "model", "seed")]
+        style = None if row["status"] == "ok" else "red"
+        values = [_number(row.get(name)) for name in _SHOWN]
+        table.add_row(*keys, row["status"], str(row["steps"]), *values, style=style)
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3g}"

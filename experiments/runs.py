@@ -1,0 +1,209 @@
+"""Runs: what one is, where it is kept, and how a group of them is trained and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from rich.console import Console
+
+from experiments import files, pictures
+from experiments.measure import measure
+from experiments.presets import Preset
+from experiments.progress import training_progress
+from vaejax import checkpoint, data, zoo
+from vaejax.training import History, Recipe, TrainState, fit, init
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: a model, a dataset and a seed, in the setting of a preset."""
+
+    preset: Preset
+    dataset: str
+    model: str
+    seed: int
+
+    def path(self, out: epath.Path) -> epath.Path:
+        """The run's directory."""
+        return out / "runs" / self.dataset / self.model / f"seed_{self.seed}"
+
+    def source(self) -> data.DataSource:
+        """The images."""
+        return data.source(self.dataset, self.preset.image_size)
+
+    def network(self) -> zoo.Network:
+        """The sizes of the model."""
+        return zoo.Network(
+            self.source().image_shape,
+            self.preset.latent_dim,
+            self.preset.width,
+            self.preset.codebook_size,
+            self.preset.code_dim,
+        )
+
+    def recipe(self) -> Recipe:
+        """How it is trained; runs with equal recipes train in one program."""
+        return zoo.recipe(self.model, self.network(), self.preset.batch_size)
+
+    def hyper(self) -> dict[str, float]:
+        """Its hyperparameters, the learning rate among them."""
+        learning_rate = {"learning_rate": self.preset.learning_rate}
+        return {**zoo.architecture(self.model).hyper, **learning_rate}
+
+    def config(self) -> dict[str, Any]:
+        """What is saved with its checkpoints: enough to build, train and measure it again."""
+        return {
+            "dataset": self.dataset,
+            "source": self.source().origin,
+            "model": self.model,
+            "seed": self.seed,
+            "network": dataclasses.asdict(self.network()),
+            "batch_size": self.preset.batch_size,
+            "hyper": self.hyper(),
+            "preset": dataclasses.asdict(self.preset),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Run:
+        """The run whose checkpoint holds this configuration."""
+        preset = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preset"].items()}
+        return cls(Preset(**preset), config["dataset"], config["model"], config["seed"])
+
+
+def grid(preset: Preset) -> list[Run]:
+    """Every run of a preset, in the order of the table."""
+    return [
+        Run(preset, dataset, model, seed)
+        for dataset in preset.datasets
+        for model in preset.models
+        for seed in preset.seeds
+    ]
+
+
+def groups(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that train in one program, together: those with equal recipes on one dataset."""
+    by_program: dict[Any, list[Run]] = {}
+    for run in runs:
+        by_program.setdefault((run.dataset, run.recipe()), []).append(run)
+    return list(by_program.values())
+
+
+def label(group: Sequence[Run]) -> str:
+    """What to call a group: its dataset, its models, how many runs."""
+    models = " + ".join(dict.fromkeys(run.model for run in group))
+    return f"{group[0].dataset} {models}, {len(group)} run{'s' if len(group) > 1 else ''}"
+
+
+def result(out: epath.Path, run: Run) -> dict[str, Any] | None:
+    """The row of a finished run, None if it is not finished."""
+    path = run.path(out) / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def complete(out: epath.Path, group: Sequence[Run], console: Console) -> None:
+    """Trains and measures the runs of a group, going on from wherever they are.
+
+    A run is finished when its `metrics.json` exists, which is written last. All runs of a group
+    train to the end before the first is measured, so a group in which any run is finished has only
+    measuring left.
+    """
+    unfinished = [run for run in group if result(out, run) is None]
+    if not unfinished:
+        return
+    states, seconds = _train(out, group, console)
+    for index, run in enumerate(group):
+        if run in unfinished:
+            state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
+            finish(run, state, run.path(out), train_seconds=round(seconds / len(group), 2))
+    console.print(f"{label(group)}: measured")
+
+
+def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
+    """The states of a group at the end of training, and the seconds that it took just now."""
+    source, recipe, preset = group[0].source(), group[0].recipe(), group[0].preset
+    paths = [run.path(out) for run in group]
+    began = time.monotonic()
+    with checkpoint.Writer(paths, [run.config() for run in group]) as writer:
+        restored = writer.restore()
+        if restored is None:
+            keys = jnp.stack([jax.random.key(run.seed) for run in group])
+            restored = 0, init(recipe, source.image_shape, keys)
+        start, states = restored
+        if start == preset.steps:
+            return states, 0.0
+        hyper = _stack([run.hyper() for run in group])
+        with training_progress(console, label(group), start, preset.steps, len(group)) as update:
+
+            def on_chunk(done: int, states: TrainState, history: History) -> None:
+                means = {name: np.asarray(term.mean(1)) for name, term in history.items()}
+                for index, path in enumerate(paths):
+                    _append_history(path, done, {name: m[index] for name, m in means.items()})
+                writer.save(done, states)
+                losses = means["loss"]
+                update(done, float(losses[np.isfinite(losses)].mean()))
+
+            states = fit(
+                recipe,
+                source,
+                states,
+                hyper,
+                start=start,
+                steps=preset.steps,
+                chunk=preset.chunk,
+                on_chunk=on_chunk,
+            )
+    return states, time.monotonic() - began
+
+
+def finish(run: Run, state: TrainState, path: epath.Path | None, **columns: Any) -> dict[str, Any]:
+    """Measures a trained run.
+
+    Args:
+      run: The run.
+      state: Its state at the end.
+      path: Where to write `latents.npz`, the pictures and, last, `metrics.json`; None to write
+        nothing.
+      **columns: What else to put into the row.
+
+    Returns:
+      The run's row of `results.csv`.
+    """
+    source, diverged_at = run.source(), int(state.diverged_at)
+    row: dict[str, Any] = {
+        "dataset": run.dataset,
+        "source": source.origin,
+        "model": run.model,
+        "seed": run.seed,
+        "status": "ok" if diverged_at < 0 else "diverged",
+        "steps": int(state.step),
+    }
+    if diverged_at < 0:
+        model = run.recipe().model
+        measurement = measure(model, state.variables, source, run.preset)
+        row |= measurement.row
+        if path is not None:
+            files.write_npz(path / "latents.npz", measurement.arrays)
+            pictures.draw(path, model, state.variables, source, measurement.arrays)
+    row |= columns
+    if path is not None:
+        files.write_json(path / "metrics.json", row)
+    return row
+
+
+def _append_history(path: epath.Path, step: int, means: dict[str, float]) -> None:
+    # Rows from here on are those of a training that was interrupted after them.
+    earlier = [row for row in files.read_csv(path / "history.csv") if int(row["step"]) < step]
+    row = {"step": step, **{name: float(mean) for name, mean in means.items()}}
+    files.write_csv(path / "history.csv", list(row), [*earlier, row])
+
+
+def _stack(hypers: Sequence[dict[str, float]]) -> dict[str, jax.Array]:
+    return {name: jnp.array([hyper[name] for hyper in hypers]) for name in hypers[0]}
