@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def _cost(run: runs.Run) -> tuple[int, float]:
     states = jax.eval_shape(lambda key: init(recipe, source.image_shape, key), _one_key())
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(states.variables["params"]))
     hyper = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in run.hyper()}
-    analysis = train.lower(recipe, source, states, hyper, steps=1).cost_analysis()
+    analysis: Any = train.lower(recipe, source, states, hyper, steps=1).cost_analysis()
     return parameters, float(analysis["flops"])
 
 

@@ -112,7 +112,7 @@ def _encode(
     def encode_batch(key: jax.Array) -> tuple[_Encoded, jax.Array]:
         data_key, sample_key = jax.random.split(key)
         images, factors = source.batch(data_key, _BATCH)
-        out = model.apply(variables, images)
+        out: Any = model.apply(variables, images)
         if isinstance(out, VQOutput):
             latents = out.encoded.reshape(_BATCH, -1)
             samples, kl, codes = latents, jnp.full_like(latents, jnp.nan), out.codes
@@ -145,7 +145,7 @@ def _causal_effects(
     samples: jax.Array,
     active: jax.Array | None,
 ) -> tuple[metrics.CES, metrics.CES]:
-    def decode(z: jax.Array) -> jax.Array:
+    def decode(z: jax.Array) -> Any:
         return model.apply(variables, z, method="decode")
 
     fixed = metrics.ces_fixed(decode, latents, active=active)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,31 +36,49 @@ def draw(
     The traversal sets one latent of the first image to values from -3 to 3 standard deviations of
     its aggregate posterior, for the ten latents of strongest calibrated effect.
     """
-    images, _ = source.batch(jax.random.key(_KEY), _IMAGES)
-    out = model.apply(variables, images)
-    rows = {"image": images, "decoded": out.reconstruction}
-    files.write_bytes(path / "reconstructions.png", _grid(rows, "Images and reconstructions"))
-
-    latents = model.apply(variables, images[:1], method="latents")
     strongest = np.argsort(-arrays["ces_calibrated"], kind="stable")[:_ROWS]
-    steps = jnp.linspace(-3, 3, _IMAGES)
-    rows = {}
-    for i in strongest:
-        z = jnp.tile(latents, (_IMAGES, 1)).at[:, i].set(steps * arrays["latent_std"][i])
-        label = f"z{i}  CES {arrays['ces_calibrated'][i]:.2f}"
-        rows[label] = model.apply(variables, z, method="decode")
+    values = np.linspace(-3, 3, _IMAGES) * arrays["latent_std"][strongest, None]
+    images, decoded, traversed = jax.device_get(
+        _decoded(model, variables, source, strongest, values.astype(np.float32))
+    )
+    rows = {"image": images, "decoded": decoded}
+    files.write_bytes(path / "reconstructions.png", _grid(rows, "Images and reconstructions"))
+    rows = {
+        f"z{i}  CES {arrays['ces_calibrated'][i]:.2f}": row
+        for i, row in zip(strongest, traversed, strict=True)
+    }
     title = "Latents from -3 to 3 standard deviations"
     files.write_bytes(path / "traversal.png", _grid(rows, title))
 
 
-def _grid(rows: Mapping[str, jax.Array], title: str) -> bytes:
+@functools.partial(jax.jit, static_argnames="model")
+def _decoded(
+    model: nn.Module,
+    variables: Variables,
+    source: DataSource,
+    latents: jax.Array,
+    values: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images and reconstructions `[B, H, W, C]`, and the first image's traversal `[L, B, ...]`."""
+    images, _ = source.batch(jax.random.key(_KEY), _IMAGES)
+    out: Any = model.apply(variables, images)
+    first: Any = model.apply(variables, images[:1], method="latents")
+
+    def traverse(i: jax.Array, values: jax.Array) -> Any:
+        z = jnp.tile(first, (_IMAGES, 1)).at[:, i].set(values)
+        return model.apply(variables, z, method="decode")
+
+    return images, out.reconstruction, jax.vmap(traverse)(latents, values)
+
+
+def _grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
     """A labelled row of images `[B, H, W, C]` each, as PNG."""
     first = next(iter(rows.values()))
     count, height, width, _ = first.shape
     margin = 1  # pixels between images
     canvas = np.ones((len(rows) * (height + margin), count * (width + margin), 3))
     for r, images in enumerate(rows.values()):
-        for c, image in enumerate(np.clip(np.asarray(images), 0, 1)):
+        for c, image in enumerate(np.clip(images, 0, 1)):
             top, left = r * (height + margin), c * (width + margin)
             canvas[top : top + height, left : left + width] = image
     with matplotlib.rc_context({"font.size": 7}):

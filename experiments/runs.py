@@ -19,7 +19,7 @@ from experiments.measure import measure
 from experiments.presets import Preset
 from experiments.progress import training_progress
 from vaejax import checkpoint, data, zoo
-from vaejax.training import History, Recipe, TrainState, fit, init
+from vaejax.training import History, Recipe, TrainState, fit, init, unstack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Run:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Run:
         """The run whose checkpoint holds this configuration."""
-        preset = {k: tuple(v) if isinstance(v, list) else v for k, v in config["preset"].items()}
+        saved = config["preset"].items()
+        preset: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved}
         return cls(Preset(**preset), config["dataset"], config["model"], config["seed"])
 
 
@@ -119,9 +120,8 @@ def complete(out: epath.Path, group: Sequence[Run], console: Console) -> None:
     if not unfinished:
         return
     states, seconds = _train(out, group, console)
-    for index, run in enumerate(group):
+    for run, state in zip(group, unstack(states), strict=True):
         if run in unfinished:
-            state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
             finish(run, state, run.path(out), train_seconds=round(seconds / len(group), 2))
     console.print(f"{label(group)}: measured")
 

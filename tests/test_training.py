@@ -27,18 +27,18 @@ class Noise:
     image_shape: tuple[int, ...] = struct.field(pytree_node=False, default=(6,))
 
     def batch(self, key, n):
-        level_key, noise_key = jax.random.split(key)
-        ones = (1,) * len(self.image_shape)
-        level = jax.random.bernoulli(level_key, shape=(n, *ones))
-        noise = jax.random.uniform(noise_key, (n, *self.image_shape))
-        return 0.8 * level + 0.2 * noise, level.reshape(n, 1).astype(jnp.int32)
+        noise = jax.random.uniform(key, (n, *self.image_shape))
+        level = noise.reshape(n, -1)[:, 0] > 0.5
+        bright = level.reshape(n, *(1 for _ in self.image_shape))
+        return 0.8 * bright + 0.2 * noise, level[:, None].astype(jnp.int32)
 
 
 SOURCE = Noise()
-MODEL = VAE(MLPEncoder(2, (8,)), MLPDecoder((6,), (8,)))
+MODEL = VAE(MLPEncoder(2, ()), MLPDecoder((6,), ()))
 RECIPE = Recipe(MODEL, objectives.beta_vae, batch_size=8)
 KEYS = jax.random.split(jax.random.key(0), 3)
-STEPS = 5
+# Each number of steps is a program to compile, so the tests share 1, 2 and 3.
+STEPS = 3
 
 
 def hyper(beta=(1.0, 1.0, 1.0), learning_rate=1e-2):
@@ -69,39 +69,47 @@ def assert_same(a, b, **tolerance):
             np.testing.assert_array_equal(x, y)
 
 
-def trained(keys, hyper, steps=STEPS, recipe=RECIPE, source=SOURCE):
-    return train(recipe, source, init(recipe, source, keys), hyper, steps=steps)
+def fresh(keys=KEYS):
+    return init(RECIPE, SOURCE.image_shape, keys)
 
 
-@pytest.fixture(params=["in turn", "together"])
-def how_runs_are_mapped(request, monkeypatch):
-    """As on a CPU (`lax.map`), or as on an accelerator (`vmap`)."""
-    backend = {"in turn": "cpu", "together": "gpu"}[request.param]
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    train.clear_cache()
-    yield request.param
-    train.clear_cache()
+def trained(keys, hyper, steps=STEPS, recipe=RECIPE):
+    return train(recipe, SOURCE, fresh(keys), hyper, steps=steps)
+
+
+def beta_vae_together(model, variables, images, key, **hyper):
+    return objectives.beta_vae(model, variables, images, key, **hyper)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def recipe(request, monkeypatch):
+    """A recipe whose runs are mapped as on this backend: in turn, or together under `vmap`."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    if request.param == "cpu":
+        return RECIPE
+    # Another objective, so that the program compiled for the other backend is not found.
+    return Recipe(MODEL, beta_vae_together, batch_size=8)
 
 
 def test_fresh_states():
-    states = init(RECIPE, SOURCE, KEYS)
+    states = fresh()
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(states))
     np.testing.assert_array_equal(states.step, [0, 0, 0])
     np.testing.assert_array_equal(states.diverged_at, [-1, -1, -1])
-    kernel = states.variables["params"]["encoder"]["dense_1"]["kernel"]
-    assert kernel.shape == (3, 6, 8)
+    kernel = states.variables["params"]["encoder"]["mean"]["kernel"]
+    assert kernel.shape == (3, 6, 2)
     # Each run starts from weights of its own, and from the same ones in whatever company.
     assert len(np.unique(np.asarray(kernel).reshape(3, -1), axis=0)) == 3
-    assert_same(runs(states, slice(1, 2)), init(RECIPE, SOURCE, KEYS[1:2]))
+    assert_same(runs(states, slice(1, 2)), fresh(KEYS[1:2]))
 
 
-def test_a_run_alone_is_the_same_as_in_company(how_runs_are_mapped):
+def test_a_run_alone_is_the_same_as_in_company(recipe):
     betas = [0.5, 1.0, 4.0]
-    states, history = trained(KEYS, hyper(betas))
+    states, history = trained(KEYS, hyper(betas), recipe=recipe)
     assert history["loss"].shape == (3, STEPS)
     assert set(history) == {"loss", "reconstruction", "kl"}
-    alone, alone_history = trained(KEYS[1:2], hyper(betas[1:2]))
-    tolerance = {"rtol": 1e-4, "atol": 1e-6} if how_runs_are_mapped == "together" else {}
+    alone, alone_history = trained(KEYS[1:2], hyper(betas[1:2]), recipe=recipe)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if recipe is not RECIPE else {}
     assert_same(alone, runs(states, slice(1, 2)), **tolerance)
     assert_same(alone_history, runs(history, slice(1, 2)), **tolerance)
 
@@ -113,7 +121,7 @@ def test_chunks_leave_no_trace(chunk):
     states = fit(
         RECIPE,
         SOURCE,
-        init(RECIPE, SOURCE, KEYS),
+        fresh(),
         hyper(),
         steps=STEPS,
         chunk=chunk,
@@ -122,7 +130,7 @@ def test_chunks_leave_no_trace(chunk):
         ),
     )
     assert_same(states, expected)
-    ends = [2, 4, 5] if chunk == 2 else [5]
+    ends = [2, 3] if chunk == 2 else [3]
     assert [(done, steps) for done, steps, _ in calls] == [(end, [end] * 3) for end in ends]
     history = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *(call[2] for call in calls))
     assert_same(history, expected_history)
@@ -131,16 +139,16 @@ def test_chunks_leave_no_trace(chunk):
 def test_fit_goes_on_from_where_a_state_is_and_stops_where_it_should():
     expected, _ = trained(KEYS, hyper())
     halfway, _ = trained(KEYS, hyper(), steps=2)
-    states = fit(RECIPE, SOURCE, halfway, hyper(), steps=STEPS)
+    states = fit(RECIPE, SOURCE, halfway, hyper(), start=2, steps=STEPS)
     assert_same(states, expected)
-    assert fit(RECIPE, SOURCE, states, hyper(), steps=STEPS - 1) is states
+    assert fit(RECIPE, SOURCE, states, hyper(), start=STEPS, steps=STEPS) is states
 
 
 def test_the_loss_of_a_step_is_the_objective_of_its_batch_before_the_update():
     # What the first step minimises, put together outside of the training loop.
-    states = init(RECIPE, SOURCE, KEYS[:1])
-    variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
-    _, history = train(RECIPE, SOURCE, states, hyper([2.0]), steps=1)
+    states = fresh()
+    variables = runs(states.variables, 0)
+    _, history = train(RECIPE, SOURCE, states, hyper([2.0, 1.0, 1.0]), steps=1)
     data_key, loss_key = jax.random.split(jax.random.fold_in(KEYS[0], 0))
     images, _ = SOURCE.batch(data_key, 8)
     loss = objectives.beta_vae(MODEL, variables, images, loss_key, beta=2.0)
@@ -163,22 +171,27 @@ def test_hyperparameters_are_those_of_each_run():
     assert len(np.unique(np.asarray(kernels).reshape(3, -1), axis=0)) == 3
 
     still, _ = trained(same_key, hyper(learning_rate=[0.0, 1e-3, 1e-2]))
-    start = init(RECIPE, SOURCE, same_key).variables
-    assert_same(runs(still.variables, 0), runs(start, 0))
-    moved = [
-        np.abs(np.concatenate([x.ravel() for x in arrays(runs(still.variables, i))])
-               - np.concatenate([x.ravel() for x in arrays(runs(start, i))])).mean()
-        for i in (1, 2)
-    ]  # fmt: skip
-    assert moved[1] == pytest.approx(10 * moved[0], rel=0.3)
+    start = fresh(same_key).variables
+    bias, before = (v["params"]["decoder"]["logits"]["bias"] for v in (still.variables, start))
+    moved = abs(bias - before).mean(1)
+    assert moved[0] == 0.0
+    assert moved[2] == pytest.approx(float(10 * moved[1]), rel=0.1)
 
 
 def test_the_loss_falls():
-    _, history = trained(KEYS, hyper(), steps=300)
-    start, end = history["loss"][:, :5].mean(1), history["loss"][:, -20:].mean(1)
+    losses = []
+    fit(
+        RECIPE,
+        SOURCE,
+        fresh(),
+        hyper(learning_rate=0.03),
+        steps=300,
+        chunk=STEPS,
+        on_chunk=lambda done, states, history: losses.append(history["loss"].mean(1)),
+    )
     # 6 log 2 = 4.2 without knowing the level; with it, the pixels are nearly certain.
-    assert (start > 4.0).all()
-    assert (end < 3.4).all()
+    assert (losses[0] > 4.0).all()
+    assert (np.mean(losses[-10:], axis=0) < 3.4).all()
 
 
 def test_adam_has_the_reference_settings():
@@ -205,17 +218,16 @@ def test_adam_has_the_reference_settings():
 # ------------------------------------------------------------------ Divergence
 
 
-@pytest.mark.usefixtures("how_runs_are_mapped")
-def test_a_run_that_is_not_finite_from_the_start_stops_at_step_0():
-    states, history = trained(KEYS, hyper([1.0, jnp.inf, 1.0]))
+def test_a_run_that_is_not_finite_from_the_start_stops_at_step_0(recipe):
+    states, history = trained(KEYS, hyper([1.0, jnp.inf, 1.0]), recipe=recipe)
     np.testing.assert_array_equal(states.diverged_at, [-1, 0, -1])
     np.testing.assert_array_equal(states.step, [STEPS, 0, STEPS])
-    start = init(RECIPE, SOURCE, KEYS).replace(diverged_at=jnp.array([-1, 0, -1]))
+    start = fresh().replace(diverged_at=jnp.array([-1, 0, -1]))
     assert_same(runs(states, 1), runs(start, 1))
     assert not np.isfinite(history["loss"][1]).any()
     assert np.isfinite(history["loss"][jnp.array([0, 2])]).all()
 
-    healthy, healthy_history = trained(KEYS, hyper())
+    healthy, healthy_history = trained(KEYS, hyper(), recipe=recipe)
     for i in (0, 2):
         assert_same(runs(states, i), runs(healthy, i))
         assert_same(runs(history, i), runs(healthy_history, i))
@@ -223,7 +235,7 @@ def test_a_run_that_is_not_finite_from_the_start_stops_at_step_0():
 
 def test_a_run_that_diverges_later_keeps_the_state_before_that_step():
     # The parameters after the first step are huge but finite, the loss of the next is not.
-    rates = [1e-2, 1e30, 1e-2]
+    rates = [1e-2, 1e25, 1e-2]
     states, history = trained(KEYS, hyper(learning_rate=rates))
     np.testing.assert_array_equal(states.diverged_at, [-1, 1, -1])
     np.testing.assert_array_equal(states.step, [STEPS, 1, STEPS])
@@ -241,6 +253,7 @@ def test_the_state_of_a_diverged_run_is_finite(learning_rate):
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_gradient_that_is_not_finite_stops_a_run_whose_loss_is():
     def objective(model, variables, images, key, *, beta):
         loss = objectives.beta_vae(model, variables, images, key, beta=1.0)
@@ -249,14 +262,14 @@ def test_a_gradient_that_is_not_finite_stops_a_run_whose_loss_is():
         return loss.replace(per_example=loss.per_example + bad)
 
     recipe = Recipe(MODEL, objective, batch_size=8)
-    states, history = trained(KEYS[:2], hyper([0.0, 1.0]), recipe=recipe)
-    assert np.isfinite(history["loss"][1]).all()
-    assert states.diverged_at[1] == 0
+    states, history = trained(KEYS, hyper([0.0, 1.0, 1.0]), recipe=recipe)
+    assert np.isfinite(history["loss"]).all()
+    np.testing.assert_array_equal(states.diverged_at[1:], [0, 0])
 
 
 def test_a_diverged_run_stays_stopped():
     states, _ = trained(KEYS, hyper([1.0, jnp.inf, 1.0]), steps=2)
-    states = fit(RECIPE, SOURCE, states, hyper(), steps=STEPS)
+    states = fit(RECIPE, SOURCE, states, hyper(), start=2, steps=STEPS)
     np.testing.assert_array_equal(states.diverged_at, [-1, 0, -1])
     np.testing.assert_array_equal(states.step, [STEPS, 0, STEPS])
 
@@ -264,8 +277,9 @@ def test_a_diverged_run_stays_stopped():
 # ------------------------------------------------------------------ Other architectures
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_factor_vae_draws_two_batches_and_trains_both_its_parts():
-    model = FactorVAE(MODEL.encoder, MODEL.decoder, discriminator=Discriminator((8,)))
+    model = FactorVAE(MODEL.encoder, MODEL.decoder, discriminator=Discriminator((4,)))
     sizes = []
 
     def objective(model, variables, images, key, **hyper):
@@ -273,7 +287,7 @@ def test_factor_vae_draws_two_batches_and_trains_both_its_parts():
         return objectives.factor_vae(model, variables, images, key, **hyper)
 
     recipe = Recipe(model, objective, batch_size=8, batches=2)
-    start = init(recipe, SOURCE, KEYS[:1])
+    start = init(recipe, SOURCE.image_shape, KEYS[:1])
     weights = {"gamma": jnp.array([1.0]), "learning_rate": jnp.array([1e-2])}
     before = arrays(start.variables)
     states, history = train(recipe, SOURCE, start, weights, steps=2)
@@ -282,11 +296,12 @@ def test_factor_vae_draws_two_batches_and_trains_both_its_parts():
     assert all((a != b).any() for a, b in zip(arrays(states.variables), before, strict=True))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_codebook_moves_with_training_and_the_optimizer_does_not_know_it():
     source = Noise((4, 4, 1))
     model = VQVAE(GridEncoder(2, (3,), (2,)), GridDecoder((4, 4, 1), (), 3), 5, 2)
     recipe = Recipe(model, objectives.vq_vae, batch_size=8)
-    start = init(recipe, source, KEYS[:1])
+    start = init(recipe, source.image_shape, KEYS[:1])
     np.testing.assert_array_equal(start.variables["codebook"]["codes"].counts, np.zeros((1, 5)))
     weights = {"commitment": jnp.array([0.25]), "learning_rate": jnp.array([0.0])}
     states, _ = train(recipe, source, start, weights, steps=1)
@@ -300,6 +315,7 @@ def test_the_codebook_moves_with_training_and_the_optimizer_does_not_know_it():
 # ------------------------------------------------------------------ Compilation
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_other_hyperparameters_and_seeds_do_not_compile_again():
     traces = []
 
@@ -311,7 +327,7 @@ def test_other_hyperparameters_and_seeds_do_not_compile_again():
     trained(KEYS, hyper(), recipe=recipe)
     once = len(traces)
     trained(KEYS[::-1], hyper([2.0, 3.0, 4.0], 1e-3), recipe=recipe)
-    same = Recipe(VAE(MLPEncoder(2, (8,)), MLPDecoder((6,), (8,))), objective, batch_size=8)
+    same = Recipe(VAE(MLPEncoder(2, ()), MLPDecoder((6,), ())), objective, batch_size=8)
     trained(KEYS, hyper([5.0, 6.0, 7.0]), recipe=same)
     assert len(traces) == once
 
@@ -319,5 +335,7 @@ def test_other_hyperparameters_and_seeds_do_not_compile_again():
 def test_no_tracer_leaks():
     recipe = Recipe(MODEL, objectives.beta_tc_vae, batch_size=4)
     with jax.checking_leaks():
-        states, _ = trained(KEYS[:2], hyper([1.0, 2.0]), steps=2, recipe=recipe)
-    np.testing.assert_array_equal(states.step, [2, 2])
+        states, _ = jax.eval_shape(
+            lambda states: train(recipe, SOURCE, states, hyper(), steps=2), fresh()
+        )
+    assert states.step.shape == (3,)

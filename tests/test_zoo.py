@@ -7,12 +7,14 @@ import pytest
 
 from vaejax.zoo import ZOO, Network, architecture, recipe
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Each program once: the VAE and the beta-VAE share theirs.
 PROGRAMS = [name for name in ZOO if name != "vae"]
 
 
 def gradients(name, network):
-    """A function from a key to the mean loss, its gradients, and the new state, for a batch of 4."""
+    """A function from a key to variables, the loss, and its gradients for a batch of 2."""
     entry, made = architecture(name), recipe(name, network, batch_size=2)
 
     def evaluate(key):
@@ -45,15 +47,11 @@ def test_every_architecture_fits_together_at_every_size(name, shape):
         assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, before)
 
 
-@pytest.mark.parametrize(
-    ("name", "network"),
-    [
-        *((name, Network((32, 32, 1), width=0.1, codebook_size=8)) for name in PROGRAMS),
-        ("beta_vae", Network((64, 64, 3), width=0.05, likelihood="normal")),
-    ],
-)
-def test_losses_and_gradients_are_finite_and_reach_every_parameter(name, network):
-    _, loss, grads = jax.jit(gradients(name, network))(jax.random.key(0))
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_losses_and_gradients_are_finite_and_reach_every_parameter(name):
+    network = Network((32, 32, 1), width=0.1, codebook_size=8)
+    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    _, loss, grads = jax.jit(gradients(name, network))(key)
     assert np.isfinite(loss.per_example).all()
     for grad in jax.tree.leaves(grads):
         assert np.isfinite(grad).all()

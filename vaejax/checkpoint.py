@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
 from vaejax import zoo
-from vaejax.training import Recipe, TrainState, init
+from vaejax.training import Recipe, TrainState, init, unstack
 from vaejax.types import Variables
 
 Config = Mapping[str, Any]
@@ -110,10 +110,13 @@ class Writer:
 
     def save(self, step: int, states: TrainState) -> None:
         """Saves R states under one step number; returns before the files are complete."""
-        states = jax.device_get(_with_key_data(states))
-        for run, (manager, config) in enumerate(zip(self._managers, self.configs, strict=True)):
-            state = jax.tree.map(lambda leaf, run=run: leaf[run], states)
-            items = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(config)}
+        for manager, config, state in zip(
+            self._managers, self.configs, unstack(states), strict=True
+        ):
+            items = {
+                "state": ocp.args.StandardSave(_with_key_data(state)),
+                "config": ocp.args.JsonSave(config),
+            }
             manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self) -> tuple[int, TrainState] | None:

@@ -83,7 +83,6 @@ def _optimizer_labels(params: Mapping[str, Any]) -> dict[str, str]:
     return {name: "discriminator" if name == "discriminator" else "model" for name in params}
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "image_shape"))
 def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> TrainState:
     """Fresh states for R runs.
 
@@ -95,15 +94,23 @@ def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> Train
     Returns:
       States with a leading axis of R on every array.
     """
+    return _compiled_init(jax.default_backend())(recipe, image_shape, keys)
 
-    def init_run(key: jax.Array) -> TrainState:
+
+@functools.cache
+def _compiled_init(backend: str) -> Callable[..., TrainState]:
+    def init_run(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
         images = jnp.zeros((1, *image_shape))
         init_key = jax.random.fold_in(key, 2**32 - 1)  # a number that no step has
         variables = dict(recipe.model.init(init_key, images, init_key))
         opt_state = optimizer(0.0).init(variables["params"])
         return TrainState(jnp.int32(0), variables, opt_state, key, jnp.int32(-1))
 
-    return jax.vmap(init_run)(keys)
+    # It runs once, in milliseconds, and XLA's CPU backend would spend ten seconds optimising it.
+    options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
+    return jax.jit(
+        jax.vmap(init_run, in_axes=(None, None, 0)), static_argnums=(0, 1), compiler_options=options
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnames="states")
@@ -180,6 +187,19 @@ def fit(
         if on_chunk is not None:
             on_chunk(done, states, history)
     return states
+
+
+def unstack(states: TrainState) -> list[TrainState]:
+    """The states of the single runs, their arrays on the host.
+
+    On the device every shape among them would compile a slice of its own.
+    """
+    keys = list(states.key)
+    arrays = jax.device_get(dataclasses.replace(states, key=states.step))
+    return [
+        dataclasses.replace(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), key=key)
+        for i, key in enumerate(keys)
+    ]
 
 
 def _map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
