@@ -12,7 +12,7 @@ from rich.table import Table
 
 from experiments import output, runs
 from experiments.presets import Preset
-from vaejax.training import init, train
+from vaejax.training import abstract_state, train
 
 # Share of the matrix-product peak that training reaches, as measured by benchmarks/train_step.py
 # on CPUs; on an accelerator small models reach less.
@@ -49,15 +49,12 @@ def show(preset: Preset) -> None:
 def _cost(run: runs.Run) -> tuple[int, float]:
     """Parameters of a run's model, and floating-point operations of one training step."""
     recipe, source = run.recipe(), run.source()
-    states = jax.eval_shape(lambda key: init(recipe, source.image_shape, key), _one_key())
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(states.variables["params"]))
+    state = abstract_state(recipe, source.image_shape)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.variables["params"]))
+    states = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), state)
     hyper = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in run.hyper()}
     analysis: Any = train.lower(recipe, source, states, hyper, steps=1).cost_analysis()
     return parameters, float(analysis["flops"])
-
-
-def _one_key() -> jax.Array:
-    return jax.random.key(0)[None]
 
 
 def _matmul_peak(size: int = 2048, repeats: int = 5) -> float:

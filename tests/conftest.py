@@ -10,7 +10,7 @@ def quick_compilation():
 
     The programs of these tests run once, for less time than it takes to compile them.
     """
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -20,6 +20,8 @@ IMAGES = jax.random.uniform(jax.random.key(1), (6, 5))
 MODEL = VAE(MLPEncoder(2, (8,)), MLPDecoder((5,), (8,)))
 FACTOR_MODEL = FactorVAE(MODEL.encoder, MODEL.decoder, discriminator=Discriminator((8,)))
 
+init, factor_init = jax.jit(MODEL.init), jax.jit(FACTOR_MODEL.init)
+
 
 class GivenPosterior(nn.Module):
     """Reads the posterior off its input, so that a test chooses it."""
@@ -49,14 +51,14 @@ def run(objective, model, variables, images, **hyper):
     return jax.jit(lambda variables: objective(model, variables, images, KEY, **hyper))(variables)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def variables():
-    return jax.jit(MODEL.init)(jax.random.key(2), IMAGES)
+    return init(jax.random.key(2), IMAGES)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def factor_variables():
-    return jax.jit(FACTOR_MODEL.init)(jax.random.key(2), IMAGES)
+    return factor_init(jax.random.key(2), IMAGES)
 
 
 def scipy_kl(mean, logvar):

@@ -34,7 +34,7 @@ def gradients(name, network):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("shape", [(64, 64, 1), (64, 64, 3), (32, 32, 1), (32, 32, 3)])
+@pytest.mark.parametrize("shape", [(64, 64, 1), (64, 64, 3), (32, 32, 1)])
 def test_every_architecture_fits_together_at_every_size(name, shape):
     variables, loss, grads = jax.eval_shape(gradients(name, Network(shape)), jax.random.key(0))
     assert loss.per_example.shape == (2,)

@@ -1,6 +1,6 @@
 """Why a variational autoencoder does what it does, shown by intervening on it."""
 
-from vaejax import checkpoint, data, metrics, models, objectives, zoo
+from vaejax import checkpoint, data, metrics, models, objectives, training, zoo
 from vaejax.likelihoods import Bernoulli, Likelihood, Normal
 from vaejax.training import Recipe, TrainState, fit, init, train
 from vaejax.types import Gaussian, VAEOutput, VQOutput
@@ -24,5 +24,6 @@ __all__ = [
     "models",
     "objectives",
     "train",
+    "training",
     "zoo",
 ]

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.sharding import SingleDeviceSharding
 
 from vaejax import zoo
-from vaejax.training import Recipe, TrainState, init, unstack
+from vaejax.training import Recipe, TrainState, abstract_state, unstack
 from vaejax.types import Variables
 
 Config = Mapping[str, Any]
@@ -183,13 +183,8 @@ def _with_key_data(state: TrainState) -> TrainState:
 def _template(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
     """Shapes and types of one run's saved state, to be placed on the default device."""
     device = SingleDeviceSharding(jax.devices()[0])
-
-    def saved_state(seed: jax.Array) -> TrainState:
-        states = init(recipe, image_shape, jax.random.key(seed)[None])
-        state = jax.tree.map(lambda leaf: leaf[0], states)
-        return _with_key_data(state)
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-
-    return jax.tree.map(place, jax.eval_shape(saved_state, 0))
+    state = abstract_state(recipe, image_shape)
+    state = dataclasses.replace(state, key=jax.eval_shape(jax.random.key_data, state.key))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
+    )

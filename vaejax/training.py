@@ -97,20 +97,25 @@ def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> Train
     return _compiled_init(jax.default_backend())(recipe, image_shape, keys)
 
 
+def abstract_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
+    """Shapes and types of one run's state, as `jax.ShapeDtypeStruct`; computes nothing."""
+    return jax.eval_shape(functools.partial(_init_run, recipe, image_shape), jax.random.key(0))
+
+
+def _init_run(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
+    images = jnp.zeros((1, *image_shape))
+    init_key = jax.random.fold_in(key, 2**32 - 1)  # a number that no step has
+    variables = dict(recipe.model.init(init_key, images, init_key))
+    opt_state = optimizer(0.0).init(variables["params"])
+    return TrainState(jnp.int32(0), variables, opt_state, key, jnp.int32(-1))
+
+
 @functools.cache
 def _compiled_init(backend: str) -> Callable[..., TrainState]:
-    def init_run(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
-        images = jnp.zeros((1, *image_shape))
-        init_key = jax.random.fold_in(key, 2**32 - 1)  # a number that no step has
-        variables = dict(recipe.model.init(init_key, images, init_key))
-        opt_state = optimizer(0.0).init(variables["params"])
-        return TrainState(jnp.int32(0), variables, opt_state, key, jnp.int32(-1))
-
     # It runs once, in milliseconds, and XLA's CPU backend would spend ten seconds optimising it.
     options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
-    return jax.jit(
-        jax.vmap(init_run, in_axes=(None, None, 0)), static_argnums=(0, 1), compiler_options=options
-    )
+    init_runs = jax.vmap(_init_run, in_axes=(None, None, 0))
+    return jax.jit(init_runs, static_argnums=(0, 1), compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnames="states")

@@ -16,12 +16,13 @@ DECODER = MLPDecoder(output_shape=(2, 3), hidden=(8, 4))
 MODEL = VAE(ENCODER, DECODER)
 X = jax.random.normal(jax.random.key(1), (5, 2, 3))
 
+init = jax.jit(MODEL.init)
 apply = jax.jit(MODEL.apply, static_argnames="method")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def variables():
-    return jax.jit(MODEL.init)(jax.random.key(0), X)
+    return init(jax.random.key(0), X)
 
 
 def kernels(params):

@@ -23,14 +23,15 @@ ENCODER, DECODER = GridEncoder(3, (4,), (2,)), GridDecoder((8, 12, 1), (), 5)
 MODEL = VQVAE(ENCODER, DECODER, codebook_size=7, code_dim=3)
 X = jax.random.uniform(jax.random.key(1), (2, 8, 12, 1))
 
+init = jax.jit(MODEL.init)
 apply = jax.jit(MODEL.apply, static_argnames="method")
 create = jax.jit(Codebook.create, static_argnums=(1, 2))
 update = jax.jit(update_codebook)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def variables():
-    return jax.jit(MODEL.init)(jax.random.key(0), X)
+    return init(jax.random.key(0), X)
 
 
 def codebook_of(embedding):
