@@ -27,6 +27,7 @@ class Preset:
       image_size: Side of the images, 64 or 32.
       width: Multiplies the reference network's channels and units.
       latent_dim: Latents of the Gaussian family.
+      discriminator_width: Units of each layer of FactorVAE's discriminator.
       codebook_size: Codes of the VQ-VAE.
       code_dim: Dimension of a code.
       batch_size: Examples per step.
@@ -35,6 +36,7 @@ class Preset:
       chunk: Steps between two checkpoints.
       examples: Images that reconstruction, KL, MIG and the aggregate posterior are measured on.
       ces_examples: Images whose latents are intervened on.
+      optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
     """
 
     datasets: tuple[str, ...] = DATASETS
@@ -43,6 +45,7 @@ class Preset:
     image_size: int = 64
     width: float = 1.0
     latent_dim: int = 10
+    discriminator_width: int = 1000
     codebook_size: int = 512
     code_dim: int = 64
     batch_size: int = 64
@@ -51,6 +54,7 @@ class Preset:
     chunk: int = 1_000
     examples: int = 10_000
     ces_examples: int = 256
+    optimize: bool = True
 
 
 # Locatello et al. (2019): the network, batch size, optimizer and length of training.
@@ -59,8 +63,10 @@ PAPER = Preset()
 DEMO = Preset(
     image_size=32,
     width=0.5,
+    discriminator_width=256,
     codebook_size=128,
     code_dim=16,
+    batch_size=32,
     learning_rate=1e-3,
     steps=2_000,
     chunk=250,
@@ -71,6 +77,7 @@ PRESETS = {
     "smoke": dataclasses.replace(
         DEMO,
         width=0.125,
+        discriminator_width=16,
         codebook_size=16,
         code_dim=4,
         batch_size=16,
@@ -78,6 +85,7 @@ PRESETS = {
         chunk=20,
         examples=500,
         ces_examples=8,
+        optimize=False,
     ),
     "demo": DEMO,
     "quick": DEMO,

@@ -45,6 +45,7 @@ class Run:
             self.source().image_shape,
             self.preset.latent_dim,
             self.preset.width,
+            self.preset.discriminator_width,
             self.preset.codebook_size,
             self.preset.code_dim,
         )

@@ -54,8 +54,8 @@ class TrainState:
       variables: Parameters and other collections of the model.
       opt_state: State of the optimizer.
       key: The run's PRNG key; never changes.
-      diverged_at: The step whose loss or gradient was not finite, -1 if there was none. The
-        state stays what it was before that step.
+      diverged_at: The step whose loss, gradient or update was not finite, -1 if there was none.
+        The state stays what it was before that step.
     """
 
     step: jax.Array
@@ -84,7 +84,7 @@ def _optimizer_labels(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> TrainState:
-    """Fresh states for R runs.
+    """Fresh states for R runs. Compiles a program of its own: do not call it inside `jit`.
 
     Args:
       recipe: What to train.
@@ -124,8 +124,8 @@ def train(
 ) -> tuple[TrainState, History]:
     """Trains R runs for some steps, as one program.
 
-    A run whose loss or gradient is not finite stops there and keeps the state before that step;
-    the others go on.
+    A run whose loss, gradient or update is not finite stops there and keeps the state before that
+    step; the others go on.
 
     Args:
       recipe: What to train.
@@ -237,7 +237,7 @@ def _step(
         **loss.state,
         "params": optax.apply_updates(params, updates),
     }
-    finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+    finite = jnp.isfinite(value) & _all_finite(grads) & _all_finite(updates)
     running = state.diverged_at < 0
     proposed = dataclasses.replace(
         state, step=state.step + 1, variables=variables, opt_state=opt_state
@@ -246,3 +246,8 @@ def _step(
     diverged_at = jnp.where(running & ~finite, state.step, state.diverged_at)
     state = dataclasses.replace(state, diverged_at=diverged_at)
     return state, {"loss": loss.per_example.mean(), **loss.terms}
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(finite).all()

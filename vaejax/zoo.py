@@ -38,7 +38,8 @@ class Network:
     Attributes:
       image_shape: `(64, 64, C)` or `(32, 32, C)`.
       latent_dim: Latents D of the Gaussian family.
-      width: Multiplies the number of channels and of hidden units, also the discriminator's.
+      width: Multiplies the number of channels and of hidden units of encoder and decoder.
+      discriminator_width: Units of each of the six layers of FactorVAE's discriminator.
       codebook_size: Codes K of the VQ-VAE.
       code_dim: Dimension of a code of the VQ-VAE.
       likelihood: `"bernoulli"` or `"normal"`.
@@ -50,6 +51,7 @@ class Network:
     image_shape: tuple[int, int, int] = (64, 64, 1)
     latent_dim: int = 10
     width: float = 1.0
+    discriminator_width: int = 1000
     codebook_size: int = 512
     code_dim: int = 64
     likelihood: Literal["bernoulli", "normal"] = "bernoulli"
@@ -109,7 +111,7 @@ def _factor_vae(network: Network) -> FactorVAE:
         _encoder(network),
         _decoder(network),
         _LIKELIHOODS[network.likelihood],
-        Discriminator(network.scale(*(1000,) * 6)),
+        Discriminator((network.discriminator_width,) * 6),
     )
 
 
