@@ -44,6 +44,7 @@ def analyze(path: str, out: str | None) -> None:
     from experiments import output, report, runs
     from vaejax import checkpoint
 
+    output.set_up_compiler()
     try:
         restored = checkpoint.restore(path)
         run = runs.Run.from_config(restored.config)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from etils import epath
 from rich.console import Console
 
@@ -21,6 +22,18 @@ _OURS = ("config.json", "results.csv", "summary.csv", "runs")
 def console() -> Console:
     """Where progress and tables go; wide where nobody's terminal sets the width."""
     return Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+
+
+def set_up_compiler(*, optimize: bool = True) -> None:
+    """Keeps compiled programs on disk, so that a sweep that goes on need not compile again.
+
+    Args:
+      optimize: Whether XLA optimises what it compiles.
+    """
+    jax.config.update("jax_disable_most_optimizations", not optimize)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = epath.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "vaejax" / "xla"))
 
 
 @contextlib.contextmanager

@@ -68,9 +68,9 @@ DEMO = Preset(
     code_dim=16,
     batch_size=32,
     learning_rate=1e-3,
-    steps=2_000,
+    steps=1_500,
     chunk=250,
-    ces_examples=64,
+    ces_examples=32,
 )
 
 PRESETS = {
@@ -80,10 +80,10 @@ PRESETS = {
         discriminator_width=16,
         codebook_size=16,
         code_dim=4,
-        batch_size=16,
-        steps=60,
-        chunk=20,
-        examples=500,
+        batch_size=8,
+        steps=20,
+        chunk=10,
+        examples=100,
         ces_examples=8,
         optimize=False,
     ),

@@ -72,12 +72,11 @@ def sweep(preset: Preset, out: str, *, fresh: bool = False) -> None:
     Raises:
       UsageError: If the directory holds the runs of another configuration, or is in use.
     """
-    import jax
     from etils import epath
 
     from experiments import output, report, runs
 
-    jax.config.update("jax_disable_most_optimizations", not preset.optimize)
+    output.set_up_compiler(optimize=preset.optimize)
     console = output.console()
     directory = epath.Path(out)
     with output.claim(directory, dataclasses.asdict(preset), fresh=fresh):
