@@ -94,18 +94,20 @@ def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> Train
     Returns:
       States with a leading axis of R on every array.
     """
-    return _compiled_init(jax.default_backend())(recipe, image_shape, keys)
+    return _compiled_init(jax.default_backend())(recipe.model, image_shape, keys)
 
 
 def abstract_state(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
     """Shapes and types of one run's state, as `jax.ShapeDtypeStruct`; computes nothing."""
-    return jax.eval_shape(functools.partial(_init_run, recipe, image_shape), jax.random.key(0))
+    return jax.eval_shape(
+        functools.partial(_init_run, recipe.model, image_shape), jax.random.key(0)
+    )
 
 
-def _init_run(recipe: Recipe, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
+def _init_run(model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) -> TrainState:
     images = jnp.zeros((1, *image_shape))
     init_key = jax.random.fold_in(key, 2**32 - 1)  # a number that no step has
-    variables = dict(recipe.model.init(init_key, images, init_key))
+    variables = dict(model.init(init_key, images, init_key))
     opt_state = optimizer(0.0).init(variables["params"])
     return TrainState(jnp.int32(0), variables, opt_state, key, jnp.int32(-1))
 

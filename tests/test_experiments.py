@@ -1,0 +1,276 @@
+"""The command lines end to end: one sweep, what it leaves, resuming, refusing, analysing."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from rich.console import Console
+
+from experiments import presets, report, runs
+from vaejax import checkpoint, data, zoo
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Compiled programs are kept between the commands of this module, and nowhere else."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+def run(environment, module, *arguments, **kwargs):
+    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **kwargs
+    )
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def table(out):
+    """The rows of `results.csv` without the timing column, byte for byte."""
+    lines = (out / "results.csv").read_text().splitlines()
+    assert lines[0].endswith(",train_seconds")
+    return [line.rpartition(",")[0] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(environment, tmp_path_factory):
+    """An uninterrupted sweep."""
+    out = tmp_path_factory.mktemp("finished")
+    done = run(environment, "sweep", *SMOKE, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return out, done.stdout
+
+
+def test_the_sweep_leaves_one_row_per_run(finished):
+    out, stdout = finished
+    rows = rows_of(out / "results.csv")
+    assert [(row["model"], row["seed"]) for row in rows] == [
+        ("vae", "0"),
+        ("vae", "1"),
+        ("vq_vae", "0"),
+        ("vq_vae", "1"),
+    ]
+    assert list(rows[0]) == report.COLUMNS
+    assert all(row["status"] == "ok" and row["source"] == "redrawn" for row in rows)
+    for row in rows:
+        gaussian = row["model"] == "vae"
+        assert bool(row["kl"]) == bool(row["ces_fixed_active"]) == gaussian
+        assert bool(row["perplexity"]) == (not gaussian)
+        assert float(row["reconstruction"]) > 0
+        size = 32 * 32
+        assert float(row["ces_fixed_rms"]) == pytest.approx(float(row["ces_fixed"]) / size**0.5)
+    assert "4 runs" in stdout
+
+
+def test_the_sweep_leaves_arrays_pictures_and_history(finished):
+    run_directory = finished[0] / "runs/dsprites/vae/seed_0"
+    row = json.loads((run_directory / "metrics.json").read_text())
+    with np.load(run_directory / "latents.npz", allow_pickle=False) as arrays:
+        assert arrays["ces_fixed"].mean() == pytest.approx(row["ces_fixed"], rel=1e-6)
+        assert arrays["kl"].sum() == pytest.approx(row["kl"], rel=1e-6)
+        assert arrays["mutual_information"].shape == (10, 5)
+    for name in ("reconstructions.png", "traversal.png"):
+        assert (run_directory / name).read_bytes().startswith(b"\x89PNG")
+    history = rows_of(run_directory / "history.csv")
+    assert [int(line["step"]) for line in history] == [10, 20]
+
+
+def test_the_summary_has_means_and_intervals(finished):
+    rows = rows_of(finished[0] / "results.csv")
+    summary = rows_of(finished[0] / "summary.csv")
+    assert [line["model"] for line in summary] == ["vae", "vq_vae"]
+    values = [float(row["mig"]) for row in rows[:2]]
+    mean, half = np.mean(values), 12.706 * abs(values[0] - values[1]) / 2  # t(0.975, 1 df)
+    assert float(summary[0]["mig"]) == pytest.approx(mean)
+    assert float(summary[0]["mig_low"]) == pytest.approx(mean - half, rel=1e-3)
+    assert float(summary[0]["mig_high"]) == pytest.approx(mean + half, rel=1e-3)
+
+
+def test_a_finished_sweep_trains_nothing_again(environment, finished):
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.glob("runs/**/checkpoints/*")}
+    again = run(environment, "sweep", *SMOKE, "--out", out)
+    assert again.returncode == 0
+    assert "step" not in again.stdout.partition("4 runs")[0]
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/**/checkpoints/*")}
+
+
+def test_another_configuration_is_refused(environment, finished):
+    out, _ = finished
+    refused = run(environment, "sweep", *SMOKE, "--steps", 30, "--out", out)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "steps was 20, is 30" in refused.stderr
+    assert "--fresh" in refused.stderr
+
+
+def test_a_checkpoint_restores_alone(finished):
+    restored = checkpoint.restore(finished[0] / "runs/dsprites/vae/seed_1")
+    images, _ = data.source("dsprites", 32).batch(jax.random.key(0), 4)
+    out = restored.model.apply(restored.variables, images)
+    assert out.reconstruction.shape == images.shape
+    assert restored.config["seed"] == 1
+    assert int(restored.state.step) == 20
+
+
+def test_analyze_measures_the_same_again(environment, finished, tmp_path):
+    run_directory = finished[0] / "runs/dsprites/vq_vae/seed_0"
+    done = run(environment, "analyze", run_directory, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    there = json.loads((run_directory / "metrics.json").read_text())
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    del there["train_seconds"]
+    assert again.keys() == there.keys()
+    for name, value in there.items():
+        # `analyze` lets XLA optimise, smoke does not.
+        expected = pytest.approx(value, rel=1e-3, abs=1e-4) if type(value) is float else value
+        assert again[name] == expected, name
+
+
+@pytest.mark.parametrize("model", ["vae", "vq_vae"])
+def test_train_gives_the_row_of_the_sweep(environment, finished, tmp_path, model):
+    arguments = ("--preset", "smoke", "--model", model, "--seed", "1", "--out", tmp_path)
+    done = run(environment, "train", *arguments)
+    assert done.returncode == 0, done.stderr
+    alone = rows_of(tmp_path / "results.csv")[0]
+    rows = rows_of(finished[0] / "results.csv")
+    row = next(r for r in rows if r["model"] == model and r["seed"] == "1")
+    assert float(alone["mse"]) == pytest.approx(float(row["mse"]), rel=1e-3)
+
+
+def test_a_killed_sweep_goes_on_to_the_same_table(environment, finished, tmp_path):
+    """Killed at random moments, by SIGKILL and SIGINT in turn, then left to finish."""
+    command = [sys.executable, "-m", "experiments.sweep", *SMOKE, "--out", str(tmp_path)]
+    moments = random.Random(0)
+    for signal_number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(moments.uniform(4, 12))
+        process.send_signal(signal_number)
+        _, stderr = process.communicate()
+        if process.returncode == 0:
+            break  # it was done before the signal came
+        assert process.returncode in (-signal_number, 130)
+        if process.returncode == 130:
+            assert stderr.splitlines()[-1].startswith("sweep: interrupted")
+    done = run(environment, "sweep", *SMOKE, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert table(tmp_path) == table(finished[0])
+
+
+def test_a_damaged_last_checkpoint_costs_one_chunk(environment, finished, tmp_path):
+    arguments = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    for path in out.glob("runs/*/vae/*/metrics.json"):
+        path.unlink()
+    for path in (out / "runs/dsprites/vae/seed_0/checkpoints/20").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    done = run(environment, "sweep", *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "step 10 of 20" in done.stdout
+    assert table(out) == table(finished[0])
+
+
+def test_two_sweeps_cannot_share_a_directory(environment, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run(environment, "sweep", *SMOKE, "--out", tmp_path)
+    assert refused.returncode == 2
+    assert "another process" in refused.stderr
+
+
+def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
+    preset = presets.PRESETS["smoke"]
+    grid = [runs.Run(preset, "dsprites", "vae", seed) for seed in (0, 1)]
+    hyper = runs.Run.hyper
+    monkeypatch.setattr(
+        runs.Run,
+        "hyper",
+        lambda self: hyper(self) | ({"learning_rate": 1e30} if self.seed == 1 else {}),
+    )
+    out = epath.Path(tmp_path)
+    runs.complete(out, grid, Console(quiet=True))
+    rows = [runs.result(out, run) for run in grid]
+    assert [row["status"] for row in rows] == ["ok", "diverged"]
+    assert rows[1]["steps"] < preset.steps
+    assert "mig" not in rows[1]
+    report.write(out, rows)
+    summary = rows_of(tmp_path / "summary.csv")[0]
+    assert (summary["runs"], summary["diverged"]) == ("2", "1")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("sweep", ["--preset", "dmeo"], "did you mean 'demo'?"),
+        ("sweep", ["--models", "beta_vea"], "did you mean 'beta_vae'?"),
+        ("sweep", ["--datasets", "dsprits"], "did you mean 'dsprites'?"),
+        ("sweep", ["--modles", "vae"], "did you mean --models?"),
+        ("sweep", ["--seeds", "-1"], "whole number"),
+        ("sweep", ["--seeds", "1", "1"], "more than once"),
+        ("sweep", ["--steps", "0"], "1 or more"),
+        ("train", [], "--model"),
+        ("analyze", ["nowhere"], "no checkpoint in"),
+    ],
+)
+def test_wrong_arguments_get_one_line(environment, module, arguments, said):
+    refused = run(environment, module, *arguments)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_help_needs_no_jax_and_import_no_tensorflow():
+    probe = "import sys; sys.argv = ['sweep', '--help']; from experiments import sweep\n"
+    probe += "try: sweep.main()\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, capture_output=True)
+    probe = "import sys, vaejax; assert not {'tensorflow', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
+
+
+def test_the_dry_run_counts_runs_and_parameters(environment):
+    done = run(environment, "sweep", "--preset", "paper", "--models", "vae", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "3 runs in 1 programs" in done.stdout
+    assert "690,517" in done.stdout  # counted by hand from the published layers
+
+
+def test_the_presets_know_every_architecture_and_dataset():
+    assert set(presets.MODELS) == set(zoo.ZOO)
+    assert data.names() == presets.DATASETS
+
+
+def test_the_interval_is_students():
+    mean, low, high = report.interval([1.0, 2.0, 6.0])
+    assert mean == 3.0
+    half = 4.302653 * np.std([1.0, 2.0, 6.0], ddof=1) / 3**0.5
+    assert (low, high) == pytest.approx((3 - half, 3 + half))
+    assert report.interval([]) == (None, None, None)
