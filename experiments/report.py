@@ -96,7 +96,8 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     for name in ("dataset", "source", "model", "seed", "status", "steps"):
         table.add_column(name, no_wrap=True)
     for name in _SHOWN:
-        table.add_column(name, justify="right", no_wrap=True)
+        # A heading may take two lines; a number may not.
+        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
     for row in rows:
         keys = [str(row[name]) for name in ("dataset", "source", "model", "seed")]
         style = None if row["status"] == "ok" else "red"
