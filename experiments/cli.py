@@ -76,11 +76,21 @@ def _known(kind: str, name: str, known: Any) -> str:
     return name
 
 
-def add_preset_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--preset`."""
+def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Adds what the sweep and a single run have in common.
+
+    Args:
+      parser: Where to.
+      out: The default output directory, as the help says it.
+    """
     names = ", ".join(PRESETS)
     parser.add_argument(
         "--preset", type=preset_name, default="demo", help=f"one of {names} (default: demo)"
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"output directory (default: {out})")
+    parser.add_argument("--steps", type=positive, metavar="N", help="steps of each run")
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete what the output directory holds, start over"
     )
 
 

@@ -24,17 +24,12 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = cli.Parser(prog="sweep", description=__doc__)
-    cli.add_preset_option(parser)
-    parser.add_argument("--out", metavar="DIR", help="output directory (default: results/PRESET)")
+    cli.add_run_options(parser, out="results/PRESET")
     parser.add_argument("--datasets", nargs="+", type=cli.dataset_name, metavar="NAME")
     parser.add_argument("--models", nargs="+", type=cli.model_name, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=cli.natural, metavar="N")
-    parser.add_argument("--steps", type=cli.positive, metavar="N", help="steps of each run")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the grid, the parameters and an estimate"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete what the output directory holds, start over"
     )
     return parser
 

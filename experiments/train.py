@@ -17,15 +17,10 @@ from experiments import cli
 def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = cli.Parser(prog="train", description=__doc__)
-    cli.add_preset_option(parser)
-    parser.add_argument("--out", metavar="DIR", default="results/train", help="output directory")
+    cli.add_run_options(parser, out="results/train")
     parser.add_argument("--model", type=cli.model_name, required=True, metavar="NAME")
     parser.add_argument("--dataset", type=cli.dataset_name, default="dsprites", metavar="NAME")
     parser.add_argument("--seed", type=cli.natural, default=0, metavar="N")
-    parser.add_argument("--steps", type=cli.positive, metavar="N")
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete what the output directory holds, start over"
-    )
     return parser
 
 
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         one = {"datasets": (args.dataset,), "models": (args.model,), "seeds": (args.seed,)}
         preset = cli.resolve(args.preset, {**one, "steps": args.steps})
-        sweep(preset, args.out, fresh=args.fresh)
+        sweep(preset, args.out or "results/train", fresh=args.fresh)
 
     cli.run("train", command)
 

@@ -49,7 +49,7 @@ def test_every_architecture_fits_together_at_every_size(name, shape):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_losses_and_gradients_are_finite_and_reach_every_parameter(name):
-    network = Network((32, 32, 1), width=0.1, codebook_size=8)
+    network = Network((32, 32, 1), width=0.1, discriminator_width=20, codebook_size=8)
     key = jax.random.key(0, impl="rbg")  # compiles faster than the default
     _, loss, grads = jax.jit(gradients(name, network))(key)
     assert np.isfinite(loss.per_example).all()

@@ -90,7 +90,7 @@ def test_at_32x32_one_convolution_less_leads_to_the_same_grid():
 
 
 def test_width_multiplies_channels_and_units_but_not_latents():
-    params = abstract_variables("factor_vae", Network(width=0.25))["params"]
+    params = abstract_variables("factor_vae", Network(width=0.25, discriminator_width=50))["params"]
     assert kernels(params["encoder"]) == {
         "conv_1": (4, 4, 1, 8),
         "conv_2": (4, 4, 8, 8),
@@ -101,7 +101,7 @@ def test_width_multiplies_channels_and_units_but_not_latents():
         "logvar": (64, 10),
     }
     assert params["decoder"]["dense_2"]["kernel"].shape == (64, 256)
-    assert params["discriminator"]["dense_2"]["kernel"].shape == (250, 250)
+    assert params["discriminator"]["dense_2"]["kernel"].shape == (50, 50)
 
 
 def test_parameters_of_the_vq_network():

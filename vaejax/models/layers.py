@@ -51,7 +51,9 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution with stride 2, SAME padding; parameters as `flax.linen.Conv`.
+    """Convolution with stride 2, SAME padding: halves height and width.
+
+    Parameters as `flax.linen.Conv`.
 
     Attributes:
       features: Number of output channels.
@@ -69,29 +71,22 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return _activate(convolution.conv(x, kernel) + bias, self.activation)
+        return _activate(self.convolve(x, kernel) + bias, self.activation)
+
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution alone."""
+        return convolution.conv(x, kernel)
 
 
-class ConvTranspose(nn.Module):
-    """Transposed convolution, stride 2, SAME padding; parameters as `flax.linen.ConvTranspose`.
+class ConvTranspose(Conv):
+    """Transposed convolution, stride 2, SAME padding: doubles height and width.
 
-    Attributes:
-      features: Number of output channels.
-      kernel_size: Even; 4 in the reference network.
-      activation: Applied to the result; None for a linear layer, which has no `pre` site.
+    Attributes as `Conv`, parameters as `flax.linen.ConvTranspose`.
     """
 
-    features: int
-    kernel_size: int = 4
-    activation: Activation | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, H, W, C]` to `[B, 2 H, 2 W, features]`."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return _activate(convolution.conv_transpose(x, kernel) + bias, self.activation)
+    def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution alone, `[B, H, W, C]` to `[B, 2 H, 2 W, features]`."""
+        return convolution.conv_transpose(x, kernel)
 
 
 def _activate(x: jax.Array, activation: Activation | None) -> jax.Array:
