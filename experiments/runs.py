@@ -148,8 +148,7 @@ def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Tra
                 for index, path in enumerate(paths):
                     _append_history(path, done, {name: m[index] for name, m in means.items()})
                 writer.save(done, states)
-                losses = means["loss"]
-                update(done, float(losses[np.isfinite(losses)].mean()))
+                update(done, float(means["loss"].mean()))
 
             states = fit(
                 recipe,

@@ -17,7 +17,7 @@ from experiments import cli
 def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = cli.Parser(prog="train", description=__doc__)
-    cli.add_run_options(parser, out="results/train")
+    cli.add_run_options(parser, out="results/train/DATASET_MODEL_SEED")
     parser.add_argument("--model", type=cli.model_name, required=True, metavar="NAME")
     parser.add_argument("--dataset", type=cli.dataset_name, default="dsprites", metavar="NAME")
     parser.add_argument("--seed", type=cli.natural, default=0, metavar="N")
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         one = {"datasets": (args.dataset,), "models": (args.model,), "seeds": (args.seed,)}
         preset = cli.resolve(args.preset, {**one, "steps": args.steps})
-        sweep(preset, args.out or "results/train", fresh=args.fresh)
+        name = f"{args.dataset}_{args.model}_{args.seed}"
+        sweep(preset, args.out or f"results/train/{name}", fresh=args.fresh)
 
     cli.run("train", command)
 

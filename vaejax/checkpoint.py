@@ -110,6 +110,9 @@ class Writer:
 
     def save(self, step: int, states: TrainState) -> None:
         """Saves R states under one step number; returns before the files are complete."""
+        # No run may be two saves ahead of another, or a kill could leave them no common step.
+        for manager in self._managers:
+            manager.wait_until_finished()
         for manager, config, state in zip(
             self._managers, self.configs, unstack(states), strict=True
         ):
@@ -132,6 +135,7 @@ class Writer:
                 continue
             self._forget_after(step)
             return step, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        self._forget_after(-1)
         return None
 
     def _forget_after(self, step: int) -> None:
