@@ -21,7 +21,7 @@ _OURS = ("config.json", "results.csv", "summary.csv", "runs")
 
 def console() -> Console:
     """Where progress and tables go; wide where nobody's terminal sets the width."""
-    return Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 def set_up_compiler(*, optimize: bool = True) -> None:

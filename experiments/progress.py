@@ -30,10 +30,15 @@ def training_progress(
     Yields:
       A function to call with the steps done and the mean loss.
     """
-    began = time.monotonic()
+    last_time, last_step = time.monotonic(), start
 
-    def rate(done: int) -> str:
-        return f"{runs * (done - start) / (time.monotonic() - began):.0f} steps/s"
+    def rate(done: int) -> float:
+        """Steps per second since the last call; the first includes compiling."""
+        nonlocal last_time, last_step
+        now = time.monotonic()
+        speed = (done - last_step) / (now - last_time)
+        last_time, last_step = now, done
+        return speed
 
     if console.is_terminal:
         columns = (
@@ -46,22 +51,23 @@ def training_progress(
             task = bar.add_task(label, total=steps, completed=start, status="compiling")
 
             def update_bar(done: int, loss: float) -> None:
-                bar.update(task, completed=done, status=f"loss {loss:.2f}  {rate(done)}")
+                status = f"loss {loss:.2f}  {runs * rate(done):.0f} steps/s"
+                bar.update(task, completed=done, status=status)
 
             yield update_bar
         return
 
-    last = began
+    printed = last_time
     console.print(f"{label}: step {start} of {steps}")
 
     def print_line(done: int, loss: float) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done == steps or now - last > _SECONDS_BETWEEN_LINES:
-            last = now
-            left = (steps - done) * (now - began) / (done - start)
+        nonlocal printed
+        speed = rate(done)
+        if done == steps or last_time - printed > _SECONDS_BETWEEN_LINES:
+            printed = last_time
             console.print(
-                f"{label}: step {done} of {steps}, loss {loss:.2f}, {rate(done)}, {left:.0f} s left"
+                f"{label}: step {done} of {steps}, loss {loss:.2f}, {runs * speed:.0f} steps/s, "
+                f"{(steps - done) / speed:.0f} s left"
             )
 
     yield print_line

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -37,8 +38,16 @@ METRICS = [
 # The last column is the only one that two runs of the same command do not share.
 COLUMNS = ["dataset", "source", "model", "seed", "status", "steps", *METRICS, "train_seconds"]
 
-_SHOWN = ["reconstruction", "kl", "active_latents", "perplexity", "ces_fixed", "ces_calibrated"]
-_SHOWN += ["mig"]
+# What the printed table shows: a heading and a format each, such that 80 columns hold it.
+_SHOWN = {
+    "reconstruction": ("recon-\nstruct.", ".1f"),
+    "kl": ("\nKL", ".2f"),
+    "active_latents": ("active\nlatents", "d"),
+    "perplexity": ("perp-\nlexity", ".1f"),
+    "ces_fixed": ("CES\nfixed", ".2f"),
+    "ces_calibrated": ("CES\ncalibr.", ".2f"),
+    "mig": ("\nMIG", ".3f"),
+}
 
 Row = dict[str, Any]
 
@@ -91,22 +100,20 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
 
 
 def show(console: Console, rows: Sequence[Row]) -> None:
-    """Prints the table of runs."""
-    table = Table(title=f"{len(rows)} runs", title_justify="left")
-    for name in ("dataset", "source", "model", "seed", "status", "steps"):
-        table.add_column(name, no_wrap=True)
-    for name in _SHOWN:
-        # A heading may take two lines; a number may not.
-        table.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
-    for row in rows:
-        keys = [str(row[name]) for name in ("dataset", "source", "model", "seed")]
-        style = None if row["status"] == "ok" else "red"
-        values = [_number(row.get(name)) for name in _SHOWN]
-        table.add_row(*keys, row["status"], str(row["steps"]), *values, style=style)
-    console.print(table)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+    """Prints a table of runs for each dataset."""
+    for dataset, source in dict.fromkeys((row["dataset"], row["source"]) for row in rows):
+        group = [row for row in rows if (row["dataset"], row["source"]) == (dataset, source)]
+        table = Table(title=f"{dataset} ({source}), {len(group)} runs", title_justify="left")
+        table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+        for name in ("model", "seed", "status"):
+            table.add_column(f"\n{name}", no_wrap=True)
+        for heading, _ in _SHOWN.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in group:
+            values = [
+                "-" if row.get(name) is None else format(row[name], spec)
+                for name, (_, spec) in _SHOWN.items()
+            ]
+            style = None if row["status"] == "ok" else "red"
+            table.add_row(row["model"], str(row["seed"]), row["status"], *values, style=style)
+        console.print(table)
