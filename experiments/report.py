@@ -40,12 +40,12 @@ COLUMNS = ["dataset", "source", "model", "seed", "status", "steps", *METRICS, "t
 
 # What the printed table shows: a heading and a format each, such that 80 columns hold it.
 _SHOWN = {
-    "reconstruction": ("recon-\nstruct.", ".1f"),
+    "reconstruction": ("\nrec.", ".1f"),
     "kl": ("\nKL", ".2f"),
-    "active_latents": ("active\nlatents", "d"),
-    "perplexity": ("perp-\nlexity", ".1f"),
+    "active_latents": ("\nactive", "d"),
+    "perplexity": ("\nperpl.", ".1f"),
     "ces_fixed": ("CES\nfixed", ".2f"),
-    "ces_calibrated": ("CES\ncalibr.", ".2f"),
+    "ces_calibrated": ("CES\ncal.", ".2f"),
     "mig": ("\nMIG", ".3f"),
 }
 
