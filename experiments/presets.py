@@ -53,7 +53,7 @@ class Preset:
     steps: int = 300_000
     chunk: int = 1_000
     examples: int = 10_000
-    ces_examples: int = 256
+    ces_examples: int = 64
     optimize: bool = True
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -204,7 +205,7 @@ def unstack(states: TrainState) -> list[TrainState]:
     keys = list(states.key)
     arrays = jax.device_get(dataclasses.replace(states, key=states.step))
     return [
-        dataclasses.replace(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), key=key)
+        dataclasses.replace(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), arrays), key=key)
         for i, key in enumerate(keys)
     ]
 

@@ -81,7 +81,7 @@ def ces(
     values: jax.Array,
     *,
     active: jax.Array | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> CES:
     """Causal effect strength: how far `do(z_i = v)` moves the decoded output.
 
@@ -102,8 +102,8 @@ def ces(
       values: `[V]` for all latents alike, or `[D, V]` with a row for each latent.
       active: `[D]` bool, the latents that `.active` averages over, see `active_latents`. Without
         it `.active` is NaN rather than silently the mean over all.
-      chunk: Latents decoded at once. On a CPU 8 to 16 keeps a convolutional decoder's
-        intermediates in cache; an accelerator wants hundreds.
+      chunk: Latents decoded at once. By default 16 on a CPU, where that keeps a convolutional
+        decoder's intermediates in cache, and 512 on an accelerator, which wants hundreds.
 
     Returns:
       A `CES` in float32, or in the decoder's dtype if that is wider.
@@ -144,6 +144,8 @@ def ces(
                 f"expected active of shape ({num_latents},) and dtype bool, "
                 f"got {active.shape} and {active.dtype}"
             )
+    if chunk is None:
+        chunk = 16 if jax.default_backend() == "cpu" else 512
     if chunk < 1:
         raise ValueError(f"expected chunk >= 1, got {chunk}")
 
@@ -161,7 +163,7 @@ def ces_fixed(
     latents: jax.Array,
     *,
     active: jax.Array | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> CES:
     """Causal effect strength with the same values for every latent, `FIXED_VALUES` [R].
 
@@ -199,7 +201,7 @@ def ces_calibrated(
     posterior_samples: jax.Array,
     *,
     active: jax.Array | None = None,
-    chunk: int = 16,
+    chunk: int | None = None,
 ) -> CES:
     """Causal effect strength over the range that each latent really takes [R].
 
