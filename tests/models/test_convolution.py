@@ -70,6 +70,44 @@ def test_vmap_over_weights_equals_one_after_the_other(name, channels):
 
 
 @pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_forward_mode_and_second_derivatives(name, channels):
+    """Of a cubic function, whose derivatives are integers too."""
+    x, kernel = integers(0, *SHAPE[name], channels) / 4, integers(1, 4, 4, channels, 2)
+    tangents = integers(3, *x.shape) / 4, integers(4, *kernel.shape)
+
+    def derivatives(function):
+        def cubic(x, kernel):
+            return jnp.sum(function(x, kernel) ** 3)
+
+        first = jax.jvp(function, (x, kernel), tangents)
+        second = jax.jvp(jax.grad(cubic, argnums=(0, 1)), (x, kernel), tangents)
+        third = jax.grad(lambda k: jnp.sum(jax.grad(cubic)(x, k)))(kernel)
+        return first, second, third
+
+    ours, flax = derivatives(OURS[name]), derivatives(flax_form(name, 4, 2))
+    for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_of_a_batch_of_images_or_kernels(name):
+    """One side batched, the other shared, in both orders of `vmap` and `grad`."""
+    xs, kernels = integers(0, 3, *SHAPE[name], 8), integers(1, 3, 4, 4, 8, 2)
+    for axes, x, kernel in ((0, None), xs, kernels[0]), ((None, 0), xs[0], kernels):
+
+        def summed(function, axes, x, kernel):
+            return jax.grad(
+                lambda x, k: jnp.sum(jax.vmap(function, axes)(x, k) ** 2), argnums=(0, 1)
+            )(x, kernel)
+
+        ours = summed(OURS[name], axes, x, kernel)
+        flax = summed(flax_form(name, 4, 2), axes, x, kernel)
+        for actual, expected in zip(ours, flax, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_the_form_of_each_backend(backend, name):
     x, kernel = integers(0, *SHAPE[name], 3), integers(1, 4, 4, 3, 5)
 
