@@ -46,9 +46,13 @@ def claim(directory: epath.Path, config: dict[str, Any], *, fresh: bool) -> Iter
       fresh: Delete earlier results first.
 
     Raises:
-      UsageError: If another process uses it, or if it holds the results of another configuration.
+      UsageError: If it cannot be made, if another process uses it, or if it holds the results of
+        another configuration.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot use {directory} as output directory: {error.strerror}") from error
     with _lock(directory):
         if fresh:
             for name in _OURS:

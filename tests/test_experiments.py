@@ -239,6 +239,7 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         ("sweep", ["--steps", "0"], "1 or more"),
         ("train", [], "--model"),
         ("analyze", ["nowhere"], "no checkpoint in"),
+        ("sweep", ["--out", "README.md"], "cannot use README.md as output directory"),
     ],
 )
 def test_wrong_arguments_get_one_line(environment, module, arguments, said):
