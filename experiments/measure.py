@@ -56,7 +56,7 @@ def measure(
     latents, and its interventions are quantised before they are decoded.
     """
     encoded, (mean, mean_square) = _encode(model, variables, source, n=preset.examples)
-    has_posterior = bool(jnp.isfinite(encoded.kl[0, 0]))
+    has_posterior = encoded.codes.size == 0
     kl = encoded.kl.mean(0)
     active = metrics.active_latents(kl) if has_posterior else None
     latents = encoded.latents[: preset.ces_examples]
