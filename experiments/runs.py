@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ class Run:
 
     def source(self) -> data.DataSource:
         """The images."""
-        return data.source(self.dataset, self.preset.image_size)
+        return _source(self.dataset, self.preset.image_size)
 
     def network(self) -> zoo.Network:
         """The sizes of the model."""
@@ -78,6 +79,11 @@ class Run:
         saved = config["preset"].items()
         preset: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved}
         return cls(Preset(**preset), config["dataset"], config["model"], config["seed"])
+
+
+@functools.lru_cache(maxsize=1)  # the runs of a dataset come one after the other
+def _source(dataset: str, image_size: int) -> data.DataSource:
+    return data.source(dataset, image_size)
 
 
 def grid(preset: Preset) -> list[Run]:
