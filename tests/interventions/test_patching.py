@@ -1,0 +1,314 @@
+"""Patching of all units: closed forms, a naive loop over `intervene`, and what is skipped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from planted_networks import MAP_WEIGHT, WEIGHT, Image, Units, normal, random_variables
+
+from vaejax import zoo
+from vaejax.data import source
+from vaejax.interventions import (
+    ablate_units,
+    attribute,
+    edits,
+    intervene,
+    num_units,
+    patch_units,
+    rank_agreement,
+    sites,
+    unit_mask,
+    unit_sites,
+)
+from vaejax.interventions import passes as passes_module
+
+
+def reconstruction(output):
+    return output.reconstruction
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A random VAE away from its initial zeros: `apply_fn`, `variables`, clean, corrupted."""
+    model = zoo.recipe("vae", zoo.Network((32, 32, 1), latent_dim=3, width=0.125)).model
+    images, _ = source("dsprites", 32).batch(jax.random.key(1), 8)
+    return model.apply, random_variables(model, images), images[:4], images[4:]
+
+
+def test_effects_of_units_in_closed_form():
+    base, donor = normal(0, 6, 3), normal(1, 6, 3)
+    result = patch_units(Units().apply, {}, base, donor)["h"]
+    change = np.pad(np.asarray(donor - base), ((0, 0), (0, 1))).T  # the last unit never changes
+    effects = np.abs(change) * np.linalg.norm(WEIGHT, axis=1)[:, None]
+    np.testing.assert_allclose(result.effects, effects, rtol=1e-5, atol=1e-6)
+    total = change.T @ WEIGHT
+    share = (change[:, :, None] * WEIGHT[:, None] * total).sum(-1) / (total**2).sum(-1)
+    np.testing.assert_allclose(result.mediated_fractions, share, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.effect.value, effects.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(result.mediated_fraction.value, share.mean(1), rtol=1e-4)
+    assert result.effect.value[3] == result.effect.high[3] == 0
+    assert jnp.all(result.effect.low[:3] < result.effect.value[:3])
+    assert jnp.all(result.effect.value[:3] < result.effect.high[:3])
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("channel", MAP_WEIGHT.sum((0, 1))),
+        ("position", MAP_WEIGHT.sum(2).ravel()),
+        ("element", MAP_WEIGHT.ravel()),
+        ("site", [MAP_WEIGHT.sum()]),
+    ],
+)
+def test_kinds_of_units(by, expected):
+    base, donor = jnp.zeros((2, 2, 2, 3)), jnp.ones((2, 2, 2, 3))
+    result = patch_units(Image().apply, {}, base, donor, by=by)["map"]
+    np.testing.assert_allclose(result.effects, np.stack([expected] * 2, 1), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_equals_a_loop_over_intervene(network):
+    apply_fn, variables, base, donor = network
+    found = patch_units(*network, readout=reconstruction, chunk=3)
+    clean = apply_fn(variables, base).reconstruction
+    total = (apply_fn(variables, donor).reconstruction - clean).reshape(4, -1)
+    for site in ("encoder/conv_2", "encoder/mean", "z", "decoder/dense_1", "decoder/up_1"):
+        patched = jax.jit(intervene(apply_fn, {site: edits.swap}))
+        _, donors = jax.jit(intervene(apply_fn, {}, record=[site]))(variables, {}, donor)
+        shape = donors[site].shape[1:]
+        assert found[site].effects.shape == (num_units(shape), 4)
+        for unit in range(num_units(shape)):
+            values = {site: (unit_mask(shape, unit), donors[site])}
+            effect = patched(variables, values, base)[0].reconstruction - clean
+            effect = np.asarray(effect).reshape(4, -1)
+            np.testing.assert_allclose(
+                found[site].effects[unit], np.linalg.norm(effect, axis=1), rtol=1e-3, atol=1e-5
+            )
+            share = (effect * total).sum(1) / (total**2).sum(1)
+            np.testing.assert_allclose(
+                found[site].mediated_fractions[unit], share, rtol=1e-3, atol=1e-4
+            )
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_self_patch_changes_nothing_even_when_it_is_run(network, monkeypatch):
+    apply_fn, variables, base, _ = network
+    everywhere = patch_units(apply_fn, variables, base, base, readout=reconstruction)
+    assert all(not np.any(result.effects) for result in everywhere.values())
+    assert all(result.skipped == 4 for result in everywhere.values())
+    # Now with a pass for each unit, where otherwise none is needed.
+    monkeypatch.setattr(
+        "vaejax.interventions.patching._changed",
+        lambda base, donor, ids, num: np.ones((num, len(base)), bool),
+    )
+    run = patch_units(
+        apply_fn, variables, base, base, readout=reconstruction, sites=["z", "decoder/up_1"]
+    )
+    assert all(not np.any(result.effects) for result in run.values())
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_unit_that_the_readout_ignores_has_no_effect_at_all(network):
+    found = patch_units(*network, readout=reconstruction, sites=["encoder/logvar"], chunk=3)
+    np.testing.assert_array_equal(found["encoder/logvar"].effects, 0)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_whole_layer_mediates_everything(network):
+    found = patch_units(
+        *network, by="site", readout=reconstruction, sites=["encoder/conv_1", "z", "decoder/up_2"]
+    )
+    for result in found.values():
+        np.testing.assert_allclose(result.mediated_fractions, 1, rtol=1e-4)
+
+
+def test_exchanged_inputs_denoise():
+    """Of y = 3 a + b, a's clean value in the corrupted run restores 3/4 of the change."""
+
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1, use_bias=False)(PassThrough(name="h")(x))
+
+    class PassThrough(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x
+
+    variables = {"params": {"Dense_0": {"kernel": jnp.array([[3.0], [1.0]])}}}
+    clean, corrupted = jnp.zeros((1, 2)), jnp.ones((1, 2))
+    result = patch_units(Sum().apply, variables, corrupted, clean, sites=["h"])["h"]
+    np.testing.assert_allclose(result.mediated_fractions, [[0.75], [0.25]])
+
+
+def test_donors_from_another_model():
+    """The donor's activation is its own: 5 times the input instead of twice."""
+    model = nn.Sequential([nn.Dense(1, use_bias=False), nn.Dense(1, use_bias=False)])
+
+    def variables(first, second):
+        kernels = jnp.array([[first]]), jnp.array([[second]])
+        return {"params": {f"layers_{i}": {"kernel": k} for i, k in enumerate(kernels)}}
+
+    x = jnp.ones((1, 1))
+    result = patch_units(
+        model.apply, variables(2.0, 10.0), x, x, donor_variables=variables(5.0, 7.0)
+    )
+    np.testing.assert_allclose(result["layers_0"].effects, [[30.0]])  # 10 (5 - 2)
+    np.testing.assert_allclose(result["layers_0"].mediated_fractions, [[30 / 15]])  # of 35 - 20
+
+
+@pytest.mark.parametrize("donor", ["zero", "mean", "resample"])
+def test_ablations_by_hand(donor):
+    x = jnp.array([[1.0, 0.0, 2.0], [3.0, 0.0, 2.0]])
+    result = ablate_units(Units().apply, {}, x, donor)["h"]
+    # Two inputs: the mean lies between them, the resampled one is the other.
+    change = {"zero": [[1, 3], [0, 0], [2, 2]], "mean": [[1, 1], [0, 0], [0, 0]]}
+    change["resample"] = [[2, 2], [0, 0], [0, 0]]
+    norms = np.linalg.norm(WEIGHT, axis=1)[:3, None]
+    np.testing.assert_allclose(result.effects[:3], change[donor] * norms, rtol=1e-6)
+    assert jnp.all(jnp.isnan(result.mediated_fractions))
+
+
+def test_resampling_gives_every_input_another():
+    x = jnp.arange(10.0)[:, None] * jnp.ones((1, 3))
+    apply_fn = Units().apply
+    for seed in range(5):
+        result = ablate_units(apply_fn, {}, x, "resample", key=jax.random.key(seed))["h"]
+        assert jnp.all(result.effects[0] > 0)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_only_what_changes_is_run(monkeypatch):
+    rows = []
+    rerun = passes_module.rerun
+
+    def counting(*args):
+        rows.extend(zip(args[7], args[8], strict=True))
+        return rerun(*args)
+
+    monkeypatch.setattr("vaejax.interventions.patching.rerun", counting)
+    x = jnp.ones((4, 3))
+    patch_units(Units().apply, {}, x, x.at[0, 1].set(2.0), chunk=1)
+    assert {row for row in rows if row[0] >= 0} == {(1, 0)}
+
+
+def test_one_program_for_each_site_whatever_the_values():
+    traces = []
+
+    def apply_fn(variables, x):
+        traces.append(x.shape)
+        return Units().apply(variables, x)
+
+    patch_units(apply_fn, {}, normal(0, 6, 3), normal(1, 6, 3))
+    before = len(traces)
+    patch_units(apply_fn, {}, normal(2, 6, 3), normal(3, 6, 3))
+    # `vaejax.sites` looks at the network again, twice; nothing is compiled again.
+    assert len(traces) - before == 2
+
+
+def test_progress_reaches_the_end():
+    calls = []
+    patch_units(
+        Units().apply,
+        {},
+        normal(0, 50, 3),
+        normal(1, 50, 3),
+        chunk=1,
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls[-1] == ("h", 150, 150)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+    assert len(calls) > 1
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_units_of_a_network_are_its_innermost_modules(network):
+    apply_fn, variables, base, _ = network
+    names = unit_sites(apply_fn, variables, base)
+    inner = set(sites(apply_fn, variables, base)) - {"encoder", "decoder"}
+    assert names == [name for name in sites(apply_fn, variables, base) if name in names]
+    assert set(names) == {name for name in inner if not name.endswith("/pre")}
+
+
+def test_units_of_a_module_called_twice_and_of_integers():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="dense")(x)
+
+    class Codes(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x.argmax(-1)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            block = Block(name="block")
+            x = block(block(x))
+            return x, Codes(name="codes")(x)
+
+    x = jnp.ones((2, 3))
+    variables = Net().init(jax.random.key(0), x)
+    assert unit_sites(Net().apply, variables, x) == ["block/dense", "block/dense#2"]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_attribution_equals_patching_where_the_rest_is_linear():
+    base, donor = normal(0, 6, 3), normal(1, 6, 3)
+    exact = patch_units(Units().apply, {}, base, donor)
+    estimated = attribute(Units().apply, {}, base, donor, chunk=4)
+    np.testing.assert_allclose(
+        estimated["h"].mediated_fractions, exact["h"].mediated_fractions, rtol=1e-4, atol=1e-5
+    )
+    assert rank_agreement(estimated, exact) == {"h": pytest.approx(1.0)}
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_attribution_is_the_limit_of_small_changes(network):
+    apply_fn, variables, base, donor = network
+    donor = base + 1e-2 * (donor - base)
+    names = ["z", "decoder/dense_2"]
+    exact = patch_units(apply_fn, variables, base, donor, sites=names, readout=reconstruction)
+    close = attribute(apply_fn, variables, base, donor, sites=names, readout=reconstruction)
+    for site in names:
+        np.testing.assert_allclose(
+            close[site].mediated_fractions, exact[site].mediated_fractions, atol=0.02
+        )
+    assert exact["z"].mediated_fractions.max() > 0.3
+
+
+def test_rank_agreement_is_signed_and_undefined_without_variation():
+    base, donor = normal(0, 6, 3), normal(1, 6, 3)
+    exact = patch_units(Units().apply, {}, base, donor)
+    estimated = attribute(Units().apply, {}, base, donor)["h"]
+    values = estimated.mediated_fraction
+    opposite = estimated.replace(mediated_fraction=values.replace(value=-values.value))
+    assert rank_agreement({"h": opposite}, exact)["h"] == pytest.approx(-1.0)
+    constant = estimated.replace(mediated_fraction=values.replace(value=jnp.zeros(4)))
+    assert np.isnan(rank_agreement({"h": constant}, exact)["h"])
+    assert rank_agreement({"other": estimated}, exact) == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: patch_units(Units().apply, {}, x, x, sites=["g"]), "unknown site 'g'.*of h"),
+        (lambda x: patch_units(Units().apply, {}, x, x[:1]), r"one N.*\[2, 3\], \[1, 3\]"),
+        (lambda x: patch_units(Units().apply, {}, x, x, by="row"), "by to be one of.*'row'"),
+        (lambda x: patch_units(Units().apply, {}, x, x, chunk=0), "chunk >= 1, got 0"),
+        (lambda x: ablate_units(Units().apply, {}, x, "noise"), "one of zero, mean.*'noise'"),
+        (lambda x: attribute(Units().apply, {}, x, x, sites=["g"]), "unknown site 'g'"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(jnp.ones((2, 3)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_site_of_several_arrays_has_no_units(network):
+    with pytest.raises(ValueError, match="site 'encoder': its output is not one array"):
+        patch_units(*network, sites=["encoder"], readout=reconstruction)

@@ -1,0 +1,169 @@
+"""Attribution patching: first-order estimates of the effects of all units in one backward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from vaejax.chunking import map_chunks, resolve_chunk
+from vaejax.estimates import Estimate
+from vaejax.interventions.edits import By, add, unit_ids
+from vaejax.interventions.intercept import intervene
+from vaejax.interventions.passes import (
+    TAU,
+    Readout,
+    count_examples,
+    estimate_mean,
+    mediated_fractions,
+    read,
+    shapes_of,
+    take,
+    unit_sites,
+)
+from vaejax.interventions.patching import UnitEffects
+
+
+@struct.dataclass
+class Attribution:
+    """First-order estimates for each unit of one site: S units, N pairs.
+
+    Attributes:
+      mediated_fraction: Of each unit, mean over pairs, with its bootstrap interval: `[S]`.
+      mediated_fractions: Of each pair, `[S, N]`; NaN where the pair is skipped.
+      skipped: `[]` int32, pairs without a total effect.
+    """
+
+    mediated_fraction: Estimate
+    mediated_fractions: jax.Array
+    skipped: jax.Array
+
+
+def attribute(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    base: Any,
+    donor: Any,
+    *,
+    sites: Iterable[str] | None = None,
+    by: By = "channel",
+    readout: Readout = None,
+    tau: float = TAU,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+) -> dict[str, Attribution]:
+    """Attribution patching: about what `patch_units` would find, for the price of three passes.
+
+        MF_u ~ (A_u(donor) - A_u(base)) . d <Y, TE> / dA_u / ||TE||^2
+
+    The mediated fraction of every unit to first order in its activation, the derivative taken on
+    the base input. Exact where the network is linear from the unit on; blind to saturation. Report
+    it with `rank_agreement` to the exact sweep on a sample.
+
+    Args:
+      apply_fn: The network, as for `patch_units`; and so are the others.
+      variables: See there.
+      base: See there.
+      donor: See there.
+      sites: See there.
+      by: See there.
+      readout: See there.
+      tau: See there.
+      chunk: Pairs run at once, see `vaejax.chunking.resolve_chunk`.
+      key: Draws the bootstrap's resamples.
+
+    Returns:
+      For each site, the attributions of its units.
+
+    Raises:
+      ValueError: As `patch_units`.
+
+    References:
+      Nanda, "Attribution Patching: Activation Patching At Industrial Scale", 2023. Kramar et al.,
+      `AtP* <https://arxiv.org/abs/2403.00745>`_, 2024.
+    """
+    n = count_examples(base, donor)
+    names = unit_sites(apply_fn, variables, base) if sites is None else list(sites)
+    chunk = min(resolve_chunk(chunk), n)
+    fractions = _attribute(apply_fn, variables, base, donor, tuple(names), by, readout, tau, chunk)
+    return {
+        site: Attribution(
+            mediated_fraction=estimate_mean(of_site, key),
+            mediated_fractions=of_site.T,
+            skipped=jnp.sum(jnp.isnan(of_site[:, 0]), dtype=jnp.int32),
+        )
+        for site, of_site in fractions.items()
+    }
+
+
+def rank_agreement(
+    estimated: Mapping[str, Attribution], exact: Mapping[str, UnitEffects]
+) -> dict[str, float]:
+    """How well attribution ranks the units of each site: Spearman correlation with exact patching.
+
+    Args:
+      estimated: What `attribute` found.
+      exact: What `patch_units` found for the same sites and units, perhaps on other pairs.
+
+    Returns:
+      For each site in both, the correlation of the units' mean mediated fractions; NaN where either
+      does not vary.
+    """
+    from scipy import stats
+
+    agreement = {}
+    for site in estimated.keys() & exact.keys():
+        pair = [np.asarray(e[site].mediated_fraction.value) for e in (estimated, exact)]
+        varies = all(np.ptp(values) > 0 for values in pair)
+        agreement[site] = float(stats.spearmanr(*pair).statistic) if varies else float("nan")
+    return {site: agreement[site] for site in estimated if site in agreement}
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "names", "by", "readout", "chunk"))
+def _attribute(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    base: Any,
+    donor: Any,
+    names: tuple[str, ...],
+    by: By,
+    readout: Readout,
+    tau: float,
+    chunk: int,
+) -> dict[str, jax.Array]:
+    """`[N, S]` for each site."""
+    shapes = shapes_of(names, apply_fn, variables, take(base, jnp.arange(chunk)))
+    zeros = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
+    plain = intervene(apply_fn, {}, record=names)
+    steered = intervene(apply_fn, dict.fromkeys(names, add))
+
+    def run(rows: jax.Array) -> dict[str, jax.Array]:
+        inputs = take(base, rows)
+        before, activations = plain(variables, {}, inputs)
+        after, donated = plain(variables, {}, take(donor, rows))
+        before = read(readout, before)
+        total = read(readout, after) - before
+
+        def mediated(steering: dict[str, jax.Array]) -> jax.Array:
+            output, _ = steered(variables, steering, inputs)
+            return mediated_fractions(read(readout, output) - before, total, tau).sum()
+
+        gradient = jax.grad(mediated)(zeros)
+        return {
+            site: _sum_units((donated[site] - activations[site]) * gradient[site], by)
+            for site in names
+        }
+
+    return map_chunks(run, count_examples(base), chunk)
+
+
+def _sum_units(values: jax.Array, by: By) -> jax.Array:
+    """Sums `[B, ...]` over the elements of each unit: `[B, S]`."""
+    ids = unit_ids(values.shape[1:], by)
+    flat = values.reshape(len(values), -1).T
+    return jax.ops.segment_sum(flat, ids.reshape(-1), num_segments=int(ids.max()) + 1).T

@@ -1,0 +1,363 @@
+"""Activation patching of all units of all sites: exact effects, one patch at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from vaejax.chunking import resolve_chunk
+from vaejax.estimates import Estimate
+from vaejax.interventions.edits import By, unit_ids
+from vaejax.interventions.passes import (
+    TAU,
+    Readout,
+    count_examples,
+    estimate_mean,
+    mediated_fractions,
+    record,
+    rerun,
+    shapes_of,
+    take,
+    unit_sites,
+)
+
+# One call of a compiled program runs at most so many chunks, and leaves at most so many bytes of
+# output: between two calls there is time to show progress, or to be interrupted.
+_BLOCK_CHUNKS, _BLOCK_BYTES = 64, 2**26
+
+# Units whose intervals are computed at once.
+_UNITS_AT_ONCE = 1024
+
+
+class Progress(Protocol):
+    """Told how far a sweep has got."""
+
+    def __call__(self, site: str, done: int, total: int) -> None:
+        """`done` of `total` patches of a site have been run."""
+        ...
+
+
+@struct.dataclass
+class UnitEffects:
+    """The effect of each unit of one site on the quantity of interest: S units, N pairs.
+
+    Attributes:
+      effect: `||NIE||_2` of each unit, mean over pairs, with its bootstrap interval: `[S]`.
+      mediated_fraction: `<NIE, TE> / ||TE||^2` likewise, `[S]`.
+      effects: `||NIE||_2` of each pair, `[S, N]`.
+      mediated_fractions: `[S, N]`; NaN where the pair is skipped.
+      skipped: `[]` int32, pairs without a total effect (all pairs of an ablation, which has none):
+        they have no mediated fraction.
+    """
+
+    effect: Estimate
+    mediated_fraction: Estimate
+    effects: jax.Array
+    mediated_fractions: jax.Array
+    skipped: jax.Array
+
+
+def patch_units(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    base: Any,
+    donor: Any,
+    *,
+    sites: Iterable[str] | None = None,
+    by: By = "channel",
+    readout: Readout = None,
+    donor_variables: Any = None,
+    tau: float = TAU,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+    progress: Progress | None = None,
+) -> dict[str, UnitEffects]:
+    """Activation patching: the effect of every unit alone, each taken from another input [P].
+
+        NIE_u = Y(base; u <- u(donor)) - Y(base),    TE = Y(donor) - Y(base)
+
+    With the clean input as base and the corrupted one as donor this is *noising*, and NIE the
+    natural indirect effect; exchanged it is *denoising*, and the mediated fraction the share of the
+    clean output that the unit restores.
+
+    Exact: each of the units x pairs gets a pass of its own, from the patched site on, `chunk` at a
+    time; where a patch would change nothing (a ReLU that is zero on both inputs) the effect is
+    zero without one. Memory holds the activations of the sites on the 2 N inputs, those of
+    the network for `chunk` patches and, for each unit, two numbers a pair. Runs on the
+    host and calls compiled programs, one for each site, so it cannot itself be jitted.
+
+    Args:
+      apply_fn: The network: `apply_fn(variables, inputs) -> output`. Give the same function again
+        (not a fresh lambda) to have it compiled once.
+      variables: Its variables.
+      base: The inputs that are patched, `[N, ...]` or a pytree of such arrays.
+      donor: The inputs that units are taken from, paired with them.
+      sites: Which sites; by default all that contain no other (see `vaejax.sites` for all).
+      by: What a unit is: a `"channel"`, a `"position"`, an `"element"` or the whole `"site"`; see
+        `vaejax.interventions.unit_ids`.
+      readout: From the output to the quantity of interest Y, `[B, ...]`; by default the output.
+      donor_variables: Those of another network of the same shape (another seed, say), which then
+        makes the donor's activations, and its output in TE.
+      tau: Pairs with `||TE||` below it have no mediated fraction, and are counted.
+      chunk: Patches run at once, see `vaejax.chunking.resolve_chunk`.
+      key: Draws the bootstrap's resamples.
+      progress: Called now and then.
+
+    Returns:
+      For each site, the effects of its units.
+
+    Raises:
+      ValueError: An unknown site, or one whose output is not one array `[N, ...]`; or inputs that
+        do not fit.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> model = nn.Sequential([nn.Dense(3), nn.Dense(2)])
+      >>> base, donor = jnp.ones((4, 5)), jnp.zeros((4, 5))
+      >>> variables = model.init(jax.random.key(0), base)
+      >>> found = patch_units(model.apply, variables, base, donor)
+      >>> print(found["layers_0"].effects.shape)
+      (3, 4)
+      >>> print(f"{found['layers_0'].mediated_fraction.value.sum():.4f}")  # a linear network
+      1.0000
+
+    References:
+      Vig et al., `Causal Mediation Analysis for Interpreting Neural NLP
+      <https://arxiv.org/abs/2004.12265>`_, 2020. Heimersheim and Nanda, `How to use and interpret
+      activation patching <https://arxiv.org/abs/2404.15255>`_, 2024.
+    """
+    chunk = resolve_chunk(chunk)
+    donor_variables = variables if donor_variables is None else donor_variables
+
+    count_examples(base, donor)
+    network = Network(apply_fn, variables, base, readout, chunk)
+    other = Network(apply_fn, donor_variables, donor, readout, chunk)
+    return _sweep(network, other.record, sites, by, tau, key, progress)
+
+
+def ablate_units(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    inputs: Any,
+    donor: Literal["zero", "mean", "resample"],
+    *,
+    sites: Iterable[str] | None = None,
+    by: By = "channel",
+    readout: Readout = None,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+    progress: Progress | None = None,
+) -> dict[str, UnitEffects]:
+    """Ablation: the effect of every unit alone, each put out of action.
+
+    As `patch_units`, with activations that no input produced, and so without a total effect to
+    compare with: mediated fractions are NaN.
+
+    Args:
+      apply_fn: The network.
+      variables: Its variables.
+      inputs: `[N, ...]` or a pytree of such arrays.
+      donor: What units become: `"zero"`; `"mean"`, their mean over these N inputs; or `"resample"`,
+        their value on another of these inputs, drawn once for all units.
+      sites: As for `patch_units`, and so are the others.
+      by: See there.
+      readout: See there.
+      chunk: See there.
+      key: Draws the resampled inputs and the bootstrap's resamples.
+      progress: See there.
+
+    Returns:
+      For each site, the effects of its units.
+
+    Raises:
+      ValueError: `donor` is none of these, or as `patch_units`.
+    """
+    key = jax.random.key(0) if key is None else key
+    chunk = resolve_chunk(chunk)
+    n = count_examples(inputs)
+    # A shift along a random order gives every input another one.
+    order = jax.random.permutation(key, n)
+    other = jnp.zeros(n, order.dtype).at[order].set(jnp.roll(order, 1))
+    ablations: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "zero": jnp.zeros_like,
+        "mean": lambda a: jnp.broadcast_to(a.mean(0), a.shape),
+        "resample": lambda a: a[other],
+    }
+    if donor not in ablations:
+        raise ValueError(f"expected donor to be one of {', '.join(ablations)}, got {donor!r}")
+
+    network = Network(apply_fn, variables, inputs, readout, chunk)
+
+    def donors(sites: tuple[str, ...]) -> tuple[None, dict[str, jax.Array]]:
+        return None, jax.tree.map(ablations[donor], network.record(sites)[1])
+
+    return _sweep(network, donors, sites, by, TAU, key, progress)
+
+
+@struct.dataclass
+class Network:
+    """What is patched, and how; fields as the arguments of `patch_units`."""
+
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    variables: Any
+    inputs: Any
+    readout: Readout = struct.field(pytree_node=False)
+    chunk: int = struct.field(pytree_node=False)
+
+    def record(self, sites: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The output `[N, F]` and the activations `[N, ...]` of sites."""
+        return record(self.apply_fn, self.variables, self.inputs, sites, self.readout, self.chunk)
+
+
+def _sweep(
+    network: Network,
+    donors: Callable[[tuple[str, ...]], tuple[jax.Array | None, dict[str, jax.Array]]],
+    names: Iterable[str] | None,
+    by: By,
+    tau: float,
+    key: jax.Array | None,
+    progress: Progress | None,
+) -> dict[str, UnitEffects]:
+    """The effects of all units; `donors` gives donor activations of sites, and their output."""
+    if names is None:
+        names = unit_sites(network.apply_fn, network.variables, network.inputs)
+    one = take(network.inputs, jnp.arange(1))
+    shapes = shapes_of(list(names), network.apply_fn, network.variables, one)
+    for site, shape in shapes.items():
+        if not isinstance(shape, jax.ShapeDtypeStruct):
+            raise ValueError(f"site {site!r}: its output is not one array, so it has no units")
+    output, base = network.record(tuple(shapes))
+    donor_output, donor = donors(tuple(shapes))
+    total = jnp.zeros_like(output) if donor_output is None else donor_output - output
+    found = {}
+    for site, shape in shapes.items():
+        if donor[site].shape != base[site].shape:
+            expected, got = list(base[site].shape), list(donor[site].shape)
+            raise ValueError(f"site {site!r}: expected donor activations {expected}, got {got}")
+        ids = unit_ids(shape.shape[1:], by)
+        found[site] = patch_site(network, site, base[site], donor[site], total, ids, tau, progress)
+    return _summarise(found, key)
+
+
+def patch_site(
+    network: Network,
+    site: str,
+    base: jax.Array,
+    donor: jax.Array,
+    total: jax.Array,
+    ids: np.ndarray,
+    tau: float,
+    progress: Progress | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches every unit of one site: `||NIE||` and mediated fraction, each `[S, N]`.
+
+    Args:
+      network: What is patched.
+      site: Where.
+      base: The site's activations on the network's inputs, `[N, ...]`.
+      donor: Those that units are taken from, `[N, ...]`.
+      total: What mediated fractions are of, `[N, F]`.
+      ids: Which unit each element belongs to, `[...]`.
+      tau: See `patch_units`.
+      progress: See `patch_units`.
+    """
+    n, num = len(total), int(ids.max()) + 1
+    units, examples = np.nonzero(_changed(base, donor, ids, num))
+    # A patch that changes nothing has no effect and mediates nothing.
+    effects = np.zeros((num, n), np.float32)
+    nothing = mediated_fractions(jnp.zeros_like(total), total, tau)
+    fractions = np.broadcast_to(nothing, (num, n)).copy()
+    if not len(units):
+        return effects, fractions
+    # Unit -1 is none: the first N rows are the unpatched network.
+    units, examples = np.append(np.full(n, -1), units), np.append(np.arange(n), examples)
+    rows = len(units)
+    block = network.chunk * _chunks_per_block(rows, total.shape[1], network.chunk)
+    unpatched = np.zeros(total.shape, total.dtype)
+    for start in range(0, rows, block):
+        # A last block that is not full repeats its last row.
+        index = np.minimum(np.arange(start, start + block), rows - 1)
+        u, e = units[index], examples[index]
+        output = rerun(
+            network.apply_fn,
+            network.variables,
+            network.inputs,
+            site,
+            base,
+            donor,
+            ids,
+            u,
+            e,
+            network.readout,
+            network.chunk,
+        )
+        if start < n:
+            unpatched[start : start + block] = output[: n - start]
+        norms, shares = _compare(output, unpatched, total, e, tau)
+        patched = u >= 0
+        effects[u[patched], e[patched]] = norms[patched]
+        fractions[u[patched], e[patched]] = shares[patched]
+        if progress is not None:
+            progress(site, max(0, min(start + block, rows) - n), rows - n)
+    return effects, fractions
+
+
+def _chunks_per_block(rows: int, outputs: int, chunk: int) -> int:
+    fitting = max(1, min(_BLOCK_CHUNKS, _BLOCK_BYTES // (4 * outputs * chunk)))
+    needed = -(-rows // chunk)
+    # Powers of two, so that a few programs serve sweeps of any size.
+    return 2 ** min(fitting.bit_length() - 1, (needed - 1).bit_length())
+
+
+@functools.partial(jax.jit, static_argnames="num")
+def _changed(base: jax.Array, donor: jax.Array, ids: jax.Array, num: int) -> jax.Array:
+    """Whether a patch changes anything at its site, `[S, N]` bool."""
+    differs = (base != donor).reshape(len(base), -1)
+    return jax.ops.segment_max(differs.T, ids.reshape(-1), num_segments=num)
+
+
+@jax.jit
+def _compare(
+    output: jax.Array, unpatched: jax.Array, total: jax.Array, examples: jax.Array, tau: float
+) -> tuple[jax.Array, jax.Array]:
+    """Norm and mediated fraction of the effect on each row of `output [R, F]`."""
+    effect = output - unpatched[examples]
+    fractions = mediated_fractions(effect, total[examples], tau)
+    return jnp.linalg.norm(effect, axis=-1), fractions
+
+
+def _summarise(
+    found: dict[str, tuple[np.ndarray, np.ndarray]], key: jax.Array | None
+) -> dict[str, UnitEffects]:
+    """Adds intervals to what `patch_site` found, those of all sites by one program."""
+    effect, fraction = (
+        _estimate(np.concatenate(part), key) for part in zip(*found.values(), strict=True)
+    )
+    result, start = {}, 0
+    for site, (effects, fractions) in found.items():
+        units = slice(start, start := start + len(effects))
+        result[site] = UnitEffects(
+            effect=jax.tree.map(lambda leaf, units=units: leaf[units], effect),
+            mediated_fraction=jax.tree.map(lambda leaf, units=units: leaf[units], fraction),
+            effects=jnp.asarray(effects),
+            mediated_fractions=jnp.asarray(fractions),
+            skipped=jnp.sum(jnp.isnan(fractions[0]), dtype=jnp.int32),
+        )
+    return result
+
+
+def _estimate(values: np.ndarray, key: jax.Array | None) -> Estimate:
+    """The means of `[S, N]` over N, a fixed number of units at once."""
+    padding = -len(values) % _UNITS_AT_ONCE
+    padded = np.pad(values, ((0, padding), (0, 0)))
+    parts = [
+        estimate_mean(jnp.asarray(part).T, key)
+        for part in padded.reshape(-1, _UNITS_AT_ONCE, values.shape[1])
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(values)], *parts)
