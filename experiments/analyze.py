@@ -41,7 +41,7 @@ def analyze(path: str, out: str | None) -> None:
     """
     from etils import epath
 
-    from experiments import output, report, runs
+    from experiments import output, readouts, report, runs
     from vaejax import checkpoint
 
     output.set_up_compiler()
@@ -50,8 +50,12 @@ def analyze(path: str, out: str | None) -> None:
         run = runs.Run.from_config(restored.config)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise cli.UsageError(str(error)) from error
-    row = runs.finish(run, restored.state, epath.Path(out) if out else None)
     console = output.console()
+    # The sweep's own read-out, if the run is still where the sweep has put it.
+    directory = epath.Path(path).absolute()
+    sweep = next((p for p in directory.parents if run.path(p) == directory), None)
+    readout = readouts.get(run.source(), run.preset, sweep, console)
+    row = runs.finish(run, restored.state, readout, epath.Path(out) if out else None)
     for name in report.COLUMNS:
         if row.get(name) is not None:
             console.print(f"{name:28} {row[name]}")

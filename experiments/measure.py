@@ -11,10 +11,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from experiments import effects
 from experiments.presets import Preset
 from vaejax import metrics
-from vaejax.data import DataSource
-from vaejax.models import perplexity, reparameterize
+from vaejax.data import DataSource, Renderable
+from vaejax.models import VAE, FactorVAE, perplexity, reparameterize
 from vaejax.objectives import kl_divergence
 from vaejax.types import Variables, VQOutput
 
@@ -27,11 +28,13 @@ class Measurement(NamedTuple):
 
     Attributes:
       row: Columns of `results.csv`; None where a quantity is not defined for the model.
-      arrays: Per-latent quantities, saved beside the checkpoint.
+      latents: Arrays over latents, saved as `latents.npz`.
+      units: Arrays over the units of each site, saved as `units.npz`.
     """
 
     row: dict[str, Any]
-    arrays: dict[str, np.ndarray]
+    latents: dict[str, np.ndarray]
+    units: dict[str, np.ndarray]
 
 
 class _Encoded(NamedTuple):
@@ -47,21 +50,36 @@ class _Encoded(NamedTuple):
 
 
 def measure(
-    model: nn.Module, variables: Variables, source: DataSource, preset: Preset
+    model: nn.Module,
+    variables: Variables,
+    source: DataSource,
+    preset: Preset,
+    readout: metrics.FactorReadout,
 ) -> Measurement:
     """Measures one model on images of its dataset.
 
     Reconstructions are decoded from posterior means. The latents of a VQ-VAE are the coordinates
     of its encoder's output before quantisation: it has no posterior, hence no KL and no active
-    latents, and its interventions are quantised before they are decoded.
+    latents, and interventions on its latents are quantised before they are decoded.
+
+    Args:
+      model: The model.
+      variables: Its variables.
+      source: Its dataset. Factors are intervened on if it can draw any combination of them.
+      preset: How many images.
+      readout: The dataset's, which states effects in units of factors.
     """
+    if isinstance(model, FactorVAE):
+        # Its discriminator is for training; without it, it shares the programs of the other VAEs.
+        model = VAE(model.encoder, model.decoder, model.likelihood)
+        params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+        variables = {**variables, "params": params}
     encoded, (mean, mean_square) = _encode(model, variables, source, n=preset.examples)
     has_posterior = encoded.codes.size == 0
     kl = encoded.kl.mean(0)
     active = metrics.active_latents(kl) if has_posterior else None
-    latents = encoded.latents[: preset.ces_examples]
-    fixed, calibrated = _causal_effects(model, variables, latents, encoded.samples, active)
     gap = metrics.mig(np.asarray(encoded.latents), np.asarray(encoded.factors))
+    few = encoded.latents[: preset.ces_examples], encoded.factors[: preset.ces_examples]
 
     row: dict[str, Any] = {
         "reconstruction": float(encoded.reconstruction.mean()),
@@ -71,18 +89,34 @@ def measure(
         "kl": float(kl.sum()) if has_posterior else None,
         "active_latents": int(active.sum()) if active is not None else None,
         **_code_usage(model, encoded.codes),
-        **_effect_columns("ces_fixed", fixed),
-        **_effect_columns("ces_calibrated", calibrated),
         "mig": gap.score,
+        "readout_accuracy": float(readout.accuracy.mean()),
+        "readout_error": float(readout.error.mean()),
     }
-    arrays = {
+    latents: dict[str, Any] = {
         "kl": kl,
-        "latent_std": encoded.samples.std(0),
-        "ces_fixed": fixed.l2.per_latent,
-        "ces_calibrated": calibrated.l2.per_latent,
         "mutual_information": gap.mutual_information,
+        "readout_accuracy": readout.accuracy,
+        "readout_error": readout.error,
     }
-    return Measurement(row, {name: np.asarray(array) for name, array in arrays.items()})
+    units: dict[str, Any] = {}
+    parts = [effects.latent_effects(model, variables, few[0], encoded.samples, active, readout)]
+    if not has_posterior:
+        images, _ = source.batch(jax.random.key(_KEY), preset.ces_examples)
+        parts.append(effects.code_effects(model, variables, images, preset.latent_dim))
+    if isinstance(source, Renderable):
+        for part in (effects.factor_effects, effects.mediation):
+            columns, of_latents, of_units = part(model, variables, source, few[1])
+            parts.append((columns, of_latents))
+            units |= of_units
+    for columns, arrays in parts:
+        row |= columns
+        latents |= arrays
+    return Measurement(row, _to_numpy(latents), _to_numpy(units))
+
+
+def _to_numpy(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _code_usage(model: nn.Module, codes: jax.Array) -> dict[str, Any]:
@@ -91,16 +125,6 @@ def _code_usage(model: nn.Module, codes: jax.Array) -> dict[str, Any]:
     size = model.codebook_size
     used = int(jnp.sum(jnp.bincount(codes.reshape(-1), length=size) > 0))
     return {"perplexity": float(perplexity(codes, size)), "dead_codes": size - used}
-
-
-def _effect_columns(name: str, effects: metrics.CES) -> dict[str, float | None]:
-    has_active = effects.num_active is not None
-    columns: dict[str, float | None] = {}
-    for unit, scores in (("", effects.l2), ("_rms", effects.rms)):
-        columns[f"{name}{unit}"] = float(scores.all)
-        columns[f"{name}{unit}_active"] = float(scores.active) if has_active else None
-        columns[f"{name}{unit}_max"] = float(scores.max)
-    return columns
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n"))
@@ -135,18 +159,3 @@ def _encode(
     encoded, moments = lax.map(encode_batch, keys)
     flat = jax.tree.map(lambda leaf: leaf.reshape(batches * _BATCH, *leaf.shape[2:]), encoded)
     return flat, moments.mean(0)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _causal_effects(
-    model: nn.Module,
-    variables: Variables,
-    latents: jax.Array,
-    samples: jax.Array,
-    active: jax.Array | None,
-) -> tuple[metrics.CES, metrics.CES]:
-    def decode(z: jax.Array) -> Any:
-        return model.apply(variables, z, method="decode")
-
-    fixed = metrics.ces_fixed(decode, latents, active=active)
-    return fixed, metrics.ces_calibrated(decode, latents, samples, active=active)

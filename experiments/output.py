@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments import files
 from experiments.cli import UsageError
 
-_OURS = ("config.json", "results.csv", "summary.csv", "runs")
+_OURS = ("config.json", "results.csv", "summary.csv", "readouts", "runs")
 
 
 def console() -> Console:

@@ -35,7 +35,8 @@ class Preset:
       steps: Steps of each run.
       chunk: Steps between two checkpoints.
       examples: Images that reconstruction, KL, MIG and the aggregate posterior are measured on.
-      ces_examples: Images whose latents are intervened on.
+      ces_examples: Images that are intervened on.
+      readout_steps: Steps of training the factor read-out.
       optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
     """
 
@@ -54,6 +55,7 @@ class Preset:
     chunk: int = 1_000
     examples: int = 10_000
     ces_examples: int = 64
+    readout_steps: int = 2_000
     optimize: bool = True
 
 
@@ -85,6 +87,7 @@ PRESETS = {
         chunk=10,
         examples=100,
         ces_examples=8,
+        readout_steps=20,
         optimize=False,
     ),
     "demo": DEMO,

@@ -15,11 +15,34 @@ from scipy import stats
 
 from experiments import files
 
-_EFFECTS = [
+_STRENGTHS = [
     f"{metric}{unit}{which}"
-    for metric in ("ces_fixed", "ces_calibrated")
+    for metric in ("ces_fixed", "ces_calibrated", "ces_infinitesimal", "ces_factor")
     for unit in ("", "_rms")
     for which in ("", "_active", "_max")
+]
+
+_CODES = [
+    f"ces_{which}"
+    for which in ("prequant", "postquant", "code_swap", "code_swap_matched", "code_ablate")
+]
+
+_SPECIFICITIES = [
+    f"specificity_{space}{which}" for space in ("pixel", "factor") for which in ("", "_active")
+]
+
+# Metrics that have an interval over examples in `results.csv`, `_low` and `_high`.
+WITH_INTERVAL = [
+    *_STRENGTHS,
+    *_CODES,
+    *_SPECIFICITIES,
+    "circuit_modularity",
+    "circuit_modularity_signed",
+    "encoder_modularity",
+    "encoder_modularity_signed",
+    "mediated_fraction_max",
+    "mediated_fraction_sum",
+    "mediation_interaction",
 ]
 
 METRICS = [
@@ -29,14 +52,32 @@ METRICS = [
     "latents",
     "kl",
     "active_latents",
+    "dead_latents",
     "perplexity",
     "dead_codes",
-    *_EFFECTS,
     "mig",
+    *WITH_INTERVAL,
+    "circuit_modularity_null",
+    "circuit_modularity_p",
+    "encoder_modularity_null",
+    "encoder_modularity_p",
+    "latent_interaction",
+    "code_swap_positions",
+    "attribution_agreement",
+    "pairs",
+    "pairs_skipped",
+    "readout_accuracy",
+    "readout_error",
 ]
 
 # The last column is the only one that two runs of the same command do not share.
-COLUMNS = ["dataset", "source", "model", "seed", "status", "steps", *METRICS, "train_seconds"]
+COLUMNS = [
+    *("dataset", "source", "model", "seed", "status", "steps"),
+    *METRICS[: METRICS.index(WITH_INTERVAL[0])],
+    *(name + end for name in WITH_INTERVAL for end in ("", "_low", "_high")),
+    *METRICS[METRICS.index(WITH_INTERVAL[-1]) + 1 :],
+    "train_seconds",
+]
 
 # What the printed table shows: a heading and a format each, such that 80 columns hold it.
 _SHOWN = {
@@ -46,6 +87,8 @@ _SHOWN = {
     "perplexity": ("\nperpl.", ".1f"),
     "ces_fixed": ("CES\nfixed", ".2f"),
     "ces_calibrated": ("CES\ncal.", ".2f"),
+    "specificity_factor": ("spec.\nfactor", ".2f"),
+    "circuit_modularity": ("circuit\nmod.", ".2f"),
     "mig": ("\nMIG", ".3f"),
 }
 

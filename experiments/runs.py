@@ -15,11 +15,12 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from experiments import files, pictures
+from experiments import files, pictures, readouts
 from experiments.measure import measure
 from experiments.presets import Preset
 from experiments.progress import training_progress
 from vaejax import checkpoint, data, zoo
+from vaejax.metrics import FactorReadout
 from vaejax.training import History, Recipe, TrainState, fit, init, unstack
 
 
@@ -127,10 +128,12 @@ def complete(out: epath.Path, group: Sequence[Run], console: Console) -> None:
     if not unfinished:
         return
     states, seconds = _train(out, group, console)
+    readout = readouts.get(group[0].source(), group[0].preset, out, console)
     for run, state in zip(group, unstack(states), strict=True):
         if run in unfinished:
-            finish(run, state, run.path(out), train_seconds=round(seconds / len(group), 2))
-    console.print(f"{label(group)}: measured")
+            console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
+            seconds_each = round(seconds / len(group), 2)
+            finish(run, state, readout, run.path(out), train_seconds=seconds_each)
 
 
 def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
@@ -169,14 +172,21 @@ def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Tra
     return states, time.monotonic() - began
 
 
-def finish(run: Run, state: TrainState, path: epath.Path | None, **columns: Any) -> dict[str, Any]:
+def finish(
+    run: Run,
+    state: TrainState,
+    readout: FactorReadout,
+    path: epath.Path | None,
+    **columns: Any,
+) -> dict[str, Any]:
     """Measures a trained run.
 
     Args:
       run: The run.
       state: Its state at the end.
-      path: Where to write `latents.npz`, the pictures and, last, `metrics.json`; None to write
-        nothing.
+      readout: The factor read-out of its dataset.
+      path: Where to write `latents.npz`, `units.npz`, the pictures and, last, `metrics.json`; None
+        to write nothing.
       **columns: What else to put into the row.
 
     Returns:
@@ -193,11 +203,12 @@ def finish(run: Run, state: TrainState, path: epath.Path | None, **columns: Any)
     }
     if diverged_at < 0:
         model = run.recipe().model
-        measurement = measure(model, state.variables, source, run.preset)
+        measurement = measure(model, state.variables, source, run.preset, readout)
         row |= measurement.row
         if path is not None:
-            files.write_npz(path / "latents.npz", measurement.arrays)
-            pictures.draw(path, model, state.variables, source, measurement.arrays)
+            files.write_npz(path / "latents.npz", measurement.latents)
+            files.write_npz(path / "units.npz", measurement.units)
+            pictures.draw(path, model, state.variables, source, measurement.latents)
     row |= columns
     if path is not None:
         files.write_json(path / "metrics.json", row)

@@ -72,6 +72,23 @@ def test_resamples_without_a_value_are_left_out():
     assert jnp.isnan(high)
 
 
+@pytest.mark.parametrize("draws", [1, 2, 39, 41, 1000])
+def test_ends_are_quantiles(draws):
+    rows = normal(8, draws, 50)
+    rows[np.random.default_rng(9).random(rows.shape) < 0.2] = np.nan
+    rows[0] = 0.5  # a number in every column
+    rows[:, 0] = np.nan  # but one
+    low, high = central_interval(jnp.asarray(rows))
+    expected = np.nanquantile(rows[:, 1:], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(jnp.stack([low, high])[:, 1:], expected, rtol=1e-5, atol=1e-6)
+    assert np.isnan([low[0], high[0]]).all()
+
+
+def test_ends_of_infinite_draws():
+    low, high = central_interval(jnp.full((40, 1), jnp.inf))
+    assert (low[0], high[0]) == (jnp.inf, jnp.inf)
+
+
 def test_keys():
     sample = normal(7, 50)
     default, again = bootstrap(jnp.mean, sample), bootstrap(jnp.mean, sample)

@@ -1,6 +1,8 @@
 """Why a variational autoencoder does what it does, shown by intervening on it."""
 
-from vaejax import checkpoint, data, metrics, models, objectives, training, zoo
+from vaejax import checkpoint, data, interventions, metrics, models, objectives, training, zoo
+from vaejax.estimates import Estimate
+from vaejax.interventions import intervene, mediate, sites
 from vaejax.likelihoods import Bernoulli, Likelihood, Normal
 from vaejax.training import Recipe, TrainState, fit, init, train
 from vaejax.types import Gaussian, VAEOutput, VQOutput
@@ -9,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bernoulli",
+    "Estimate",
     "Gaussian",
     "Likelihood",
     "Normal",
@@ -20,9 +23,13 @@ __all__ = [
     "data",
     "fit",
     "init",
+    "intervene",
+    "interventions",
+    "mediate",
     "metrics",
     "models",
     "objectives",
+    "sites",
     "train",
     "training",
     "zoo",

@@ -26,6 +26,12 @@ def resolve_chunk(chunk: int | None) -> int:
     return chunk
 
 
+def even_chunk(chunk: int | None, total: int) -> int:
+    """The size of chunks of at most `chunk` that fill up best with `total` examples."""
+    num_chunks = -(-total // resolve_chunk(chunk))
+    return -(-total // num_chunks)
+
+
 def map_chunks(fn: Callable[[jax.Array], Any], total: int, chunk: int) -> Any:
     """`fn` of the indices `0 .. total - 1`, `chunk` at a time, its results stacked.
 

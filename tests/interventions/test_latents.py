@@ -144,7 +144,7 @@ def test_models_can_be_mapped_over(latents):
         (lambda: interactions(jnp.sin, jnp.zeros((2, 3), int), jnp.zeros(1)), "int32"),
         (lambda: interactions(jnp.sin, jnp.zeros((2, 3)), jnp.zeros((2, 1))), r"D = 3.*\(2, 1\)"),
         (lambda: interactions(jnp.sin, jnp.zeros((2, 1)), jnp.zeros(1)), "2 latents .*got 1"),
-        (lambda: interactions(jnp.sum, jnp.zeros((2, 3)), jnp.zeros(1)), r"decode .*\[2, .*\(\)"),
+        (lambda: interactions(jnp.sum, jnp.zeros((2, 3)), jnp.zeros(1)), r"outputs .*\[2, .*\(\)"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

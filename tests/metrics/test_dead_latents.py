@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from planted import mlp_activations, mlp_params, normal
 
+from vaejax.changes import exact_change
 from vaejax.metrics import (
     ces_fixed,
     ces_infinitesimal,
@@ -13,7 +14,6 @@ from vaejax.metrics import (
     specificity_factor,
     specificity_pixel,
 )
-from vaejax.metrics._interventions import exact_change
 
 NUM_LATENTS, DEAD, SIZE = 5, 2, 126
 VALUES = np.array([-2.0, 0.5, 1.0], np.float32)

@@ -18,7 +18,7 @@ from vaejax.metrics.code_swap import (
 )
 from vaejax.metrics.discrete import ces_code_ablate, discrete_ces
 from vaejax.metrics.effect_strength import CALIBRATED_QUANTILES, ces_calibrated
-from vaejax.models import VQVAE, Codebook, nearest
+from vaejax.models import VQVAE, nearest
 
 quick = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,11 +37,6 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def quantize(embedding, vectors):
-    size = len(embedding)
-    return nearest(Codebook(embedding, jnp.ones(size), embedding), vectors)
-
-
 def planted(num_examples=N):
     """A codebook `[K, d]` and encoder outputs `[N, P, d]` near its entries."""
     rng = np.random.default_rng(0)
@@ -49,7 +44,7 @@ def planted(num_examples=N):
     codes = rng.choice([0, 0, 0, 1, 2, 3, 5], size=(num_examples, P))
     codes[:, CONSTANT] = 3
     encoded = embedding[codes] + 0.2 * normal(2, num_examples, P, DIM)
-    codes = np.asarray(quantize(embedding, encoded))
+    codes = np.asarray(nearest(embedding, encoded))
     assert len(np.unique(codes[:, CONSTANT])) == 1
     assert set(np.unique(codes)) == set(range(K)) - {UNUSED}
     return jnp.asarray(embedding), jnp.asarray(encoded), codes
@@ -106,7 +101,7 @@ def test_swaps_of_a_linear_decoder_have_a_closed_form():
 @quick
 def test_ablations_of_a_linear_decoder_have_a_closed_form():
     embedding, encoded, codes = planted()
-    result = ablate_ces(decode_linear, quantize, embedding, encoded)
+    result = ablate_ces(decode_linear, nearest, embedding, encoded)
     distance = ((encoded[..., None, :] - embedding) ** 2).sum(-1)
     second = np.argsort(distance, axis=-1)[..., 1]
     step = np.einsum("npd,pdo->npo", embedding[second] - embedding[codes], WEIGHT)
@@ -138,7 +133,7 @@ def test_all_four_are_found_by_naive_loops():
                 moved = vectors.copy()
                 moved[:, s, c] = value
                 if name == "prequant":
-                    moved = embedding[quantize(embedding, moved)]
+                    moved = embedding[nearest(embedding, moved)]
                 expected[name][s, c] += norms(decode_mlp(moved) - clean).mean() / 7
 
     def swap_effect(s, k):
@@ -150,13 +145,13 @@ def test_all_four_are_found_by_naive_loops():
     expected["code_ablate"] = np.full(K, np.nan)
     for k in range(K):
         rest = np.delete(np.arange(K), k)
-        other = rest[np.asarray(quantize(embedding[rest], encoded))]
+        other = rest[np.asarray(nearest(embedding[rest], encoded))]
         users = (codes == k).any(axis=1)
         change = decode_mlp(embedding[np.where(codes == k, other, codes)]) - clean
         if users.any():
             expected["code_ablate"][k] = norms(change[users]).mean()
 
-    result = all_ces(decode_mlp, quantize, embedding, encoded, chunk=5)
+    result = all_ces(decode_mlp, nearest, embedding, encoded, chunk=5)
     for name in ("prequant", "postquant"):
         per_latent = getattr(result, name).per_latent
         np.testing.assert_allclose(per_latent, expected[name].ravel(), rtol=1e-5, atol=1e-6)
@@ -276,7 +271,7 @@ def test_vmap_over_decoders_is_a_loop():
 @quick
 def test_quantiles_are_those_of_all_examples_and_effects_those_of_the_first():
     embedding, encoded, codes = planted()
-    result = all_ces(decode_linear, quantize, embedding, encoded, continuous_examples=4)
+    result = all_ces(decode_linear, nearest, embedding, encoded, continuous_examples=4)
     quantized = np.asarray(embedding)[codes]
     values = np.quantile(quantized, CALIBRATED_QUANTILES, axis=0)
     step = np.abs(values[:, None] - quantized[:4]).mean(axis=(0, 1))
@@ -309,12 +304,9 @@ def test_a_real_model_goes_through_its_own_quantisation():
         def apply(method):
             return functools.partial(model.apply, variables, method=method)
 
-        def quantize(embedding, vectors):
-            return nearest(codebook.replace(embedding=embedding), vectors)
-
         # Untrained, the encoder's outputs are much shorter than the codes.
         encoded, latents = (20 * apply(name)(x) for name in ("encode", "latents"))
-        result = all_ces(apply("decode_quantized"), quantize, codebook.embedding, encoded, draws=2)
+        result = all_ces(apply("decode_quantized"), nearest, codebook.embedding, encoded, draws=2)
         return result, ces_calibrated(apply("decode"), latents, latents)
 
     result, expected = run(x)
@@ -347,21 +339,19 @@ EMBEDDING, ENCODED = np.zeros((3, 2), np.float32), np.zeros((5, 4, 2), np.float3
     ("call", "message"),
     [
         (
-            lambda: discrete_ces(decode_linear, quantize, EMBEDDING, ENCODED[0]),
+            lambda: discrete_ces(decode_linear, nearest, EMBEDDING, ENCODED[0]),
             r"expected floating-point encoded \[N, P, d\]",
         ),
         (
-            lambda: discrete_ces(decode_linear, quantize, EMBEDDING, ENCODED.astype(int)),
+            lambda: discrete_ces(decode_linear, nearest, EMBEDDING, ENCODED.astype(int)),
             r"expected floating-point encoded \[N, P, d\]",
         ),
         (
-            lambda: ces_code_ablate(decode_linear, quantize, EMBEDDING[:, :1], ENCODED),
+            lambda: ces_code_ablate(decode_linear, nearest, EMBEDDING[:, :1], ENCODED),
             r"expected embedding \[K, d\] with d = 2, got shape \(3, 1\)",
         ),
         (
-            lambda: discrete_ces(
-                decode_linear, quantize, EMBEDDING, ENCODED, continuous_examples=6
-            ),
+            lambda: discrete_ces(decode_linear, nearest, EMBEDDING, ENCODED, continuous_examples=6),
             "expected continuous_examples from 1 to 5, got 6",
         ),
         (
@@ -385,7 +375,7 @@ EMBEDDING, ENCODED = np.zeros((3, 2), np.float32), np.zeros((5, 4, 2), np.float3
             r"expected .*\[5, ...\].*, got .*\(\)",
         ),
         (
-            lambda: ces_code_ablate(decode_linear, quantize, EMBEDDING[:1], ENCODED),
+            lambda: ces_code_ablate(decode_linear, nearest, EMBEDDING[:1], ENCODED),
             "at least 2 entries",
         ),
         (lambda: matched_positions(np.zeros((5, 4), int), 2), "either latents or nats"),

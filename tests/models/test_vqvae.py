@@ -43,7 +43,7 @@ def test_nearest_is_found_by_brute_force():
     rng = np.random.default_rng(0)
     embedding, vectors = rng.normal(size=(17, 5)), rng.normal(size=(4, 50, 5))
     expected = ((vectors[:, :, None] - embedding) ** 2).sum(-1).argmin(-1)
-    codes = nearest(codebook_of(embedding), jnp.asarray(vectors, jnp.float32))
+    codes = nearest(jnp.asarray(embedding, jnp.float32), jnp.asarray(vectors, jnp.float32))
     assert codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, expected)
     assert len(np.unique(expected)) > 10
@@ -149,7 +149,7 @@ def test_a_code_that_is_not_used_restarts_at_a_vector_of_the_batch():
 def test_restarts_differ_between_codes():
     codebook = create(jax.random.key(0), 50, 2)
     vectors = jax.random.normal(jax.random.key(1), (40, 2)) + 100
-    codes = nearest(codebook, vectors)
+    codes = nearest(codebook.embedding, vectors)
     new = update(codebook, vectors, codes, jax.random.key(2))
     # Of 50 draws from 40 vectors about 29 are different.
     assert len(np.unique(new.embedding, axis=0)) > 20
@@ -160,7 +160,7 @@ def test_the_first_step_moves_every_code_onto_the_batch():
     assert abs(float(codebook.embedding.std()) - 1) < 0.4
     # Far from every code, and within 1 of (100, 100).
     vectors = jax.random.uniform(jax.random.key(1), (64, 2), minval=99.0, maxval=101.0)
-    new = update(codebook, vectors, nearest(codebook, vectors), jax.random.key(2))
+    new = update(codebook, vectors, nearest(codebook.embedding, vectors), jax.random.key(2))
     assert (abs(new.embedding - 100) <= 1).all()
 
 
@@ -171,7 +171,7 @@ def test_the_codes_converge_to_the_means_of_planted_clusters():
         vector_key, restart_key = jax.random.split(key)
         vectors = centres + std * jax.random.normal(vector_key, (n, 4, 2))
         vectors = vectors.reshape(-1, 2)
-        codes = nearest(codebook, vectors)
+        codes = nearest(codebook.embedding, vectors)
         return update_codebook(codebook, vectors, codes, restart_key), codes[:4]
 
     start = codebook_of(centres + 1.5)

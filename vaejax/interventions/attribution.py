@@ -11,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vaejax.chunking import map_chunks, resolve_chunk
-from vaejax.estimates import Estimate
+from vaejax.chunking import even_chunk, map_chunks
+from vaejax.estimates import Estimate, estimate_means
 from vaejax.interventions.edits import By, add, unit_ids
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import (
     TAU,
     Readout,
     count_examples,
-    estimate_mean,
     mediated_fractions,
     read,
     shapes_of,
@@ -87,13 +86,13 @@ def attribute(
       Nanda, "Attribution Patching: Activation Patching At Industrial Scale", 2023. Kramar et al.,
       `AtP* <https://arxiv.org/abs/2403.00745>`_, 2024.
     """
-    n = count_examples(base, donor)
+    chunk = even_chunk(chunk, count_examples(base, donor))
     names = unit_sites(apply_fn, variables, base) if sites is None else list(sites)
-    chunk = min(resolve_chunk(chunk), n)
     fractions = _attribute(apply_fn, variables, base, donor, tuple(names), by, readout, tau, chunk)
+    means = estimate_means(fractions, key)
     return {
         site: Attribution(
-            mediated_fraction=estimate_mean(of_site, key),
+            mediated_fraction=means[site],
             mediated_fractions=of_site.T,
             skipped=jnp.sum(jnp.isnan(of_site[:, 0]), dtype=jnp.int32),
         )

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from vaejax.checks import check_index
 
 Quantize = Callable[[jax.Array, jax.Array], jax.Array]
 """A model's own rounding: a codebook `[K, d]` and vectors `[..., d]` to codes `[...]` int32.
@@ -177,19 +178,3 @@ def code_ablate(
     codes = quantize(embedding, encoded)
     reassigned = others[quantize(embedding[others], encoded)]
     return jnp.where(codes == entry, reassigned.astype(codes.dtype), codes)
-
-
-def check_index(name: str, index: jax.Array | int, size: int | None = None) -> None:
-    """Checks that indices are in `0 .. size - 1`, where JAX would clamp them silently.
-
-    Traced ones pass: they are not known yet.
-
-    Raises:
-      ValueError: One is out of range.
-    """
-    if isinstance(index, jax.core.Tracer):
-        return
-    given = np.asarray(index)
-    if given.size and (given.min() < 0 or (size is not None and given.max() >= size)):
-        bound = "" if size is None else f" and below {size}"
-        raise ValueError(f"expected {name} at least 0{bound}, got {given.tolist()}")

@@ -14,7 +14,8 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from vaejax.chunking import map_chunks, resolve_chunk
+from vaejax.changes import at_least_float32, exact_change
+from vaejax.chunking import even_chunk, map_chunks
 from vaejax.estimates import Estimate, bootstrap_mean
 from vaejax.interventions.inputs import Render, check_factors, do_factor
 
@@ -88,7 +89,7 @@ def factor_effects(
             f"got shapes {', '.join(str(row.shape) for row in values)}"
         )
     num_examples, num_factors = factors.shape
-    chunk = min(resolve_chunk(chunk), num_examples)
+    chunk = even_chunk(chunk, num_examples)
     run = _runner(encode, render, chunk)
 
     def one_chunk(rows: jax.Array) -> Any:
@@ -107,7 +108,9 @@ def factor_effects(
         output = jax.eval_shape(run, own, jax.tree.map(lambda leaf: leaf[0], settings))
         before = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), output)
         sums = jax.tree.map(
-            lambda leaf: jnp.zeros((chunk, num_factors, leaf.shape[-1]), _at_least_float32(leaf)),
+            lambda leaf: jnp.zeros(
+                (chunk, num_factors, leaf.shape[-1]), jnp.promote_types(leaf, jnp.float32)
+            ),
             output,
         )
         (_, sums), _ = lax.scan(step, (before, sums), settings)
@@ -159,12 +162,12 @@ def factor_changes(
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"expected values [K, V], not empty, got shape {values.shape}")
     factors = check_factors(factors, len(values))
-    chunk = min(resolve_chunk(chunk), len(factors))
+    chunk = even_chunk(chunk, len(factors))
     run = _runner(encode, render, chunk)
 
     def one_chunk(rows: jax.Array) -> Any:
         def change(runs: jax.Array) -> jax.Array:
-            runs = runs.astype(_at_least_float32(runs))
+            runs = at_least_float32(runs)
             changes = (runs[1:] - runs[0]).reshape(*values.shape, *runs.shape[1:])
             return jnp.moveaxis(changes, 2, 0)
 
@@ -198,15 +201,7 @@ def _runner(
     return run
 
 
-def _at_least_float32(array: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(array.dtype, jnp.float32)
-
-
 def _pooled_distance(before: jax.Array, after: jax.Array) -> jax.Array:
     """`|after - before|` `[B, ..., C]`, averaged to `[B, C]`."""
-    dtype = _at_least_float32(after)
-    distance = jnp.abs(after.astype(dtype) - before.astype(dtype))
-    # XLA may fuse the subtraction into the last multiplication of what computes `after` and round
-    # once instead of twice, so that equal numbers differ. Equality is tested on the rounded ones.
-    distance = jnp.where(after == before, 0, distance)
+    distance = jnp.abs(exact_change(before, after))
     return distance.mean(axis=range(1, distance.ndim - 1))

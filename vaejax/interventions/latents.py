@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from vaejax.chunking import map_chunks, resolve_chunk
+from vaejax.changes import at_least_float32
+from vaejax.checks import check_batch, check_index, check_latents, check_values
+from vaejax.chunking import even_chunk, map_chunks
 from vaejax.estimates import Estimate, bootstrap_mean
-from vaejax.interventions.codes import check_index
 
 
 def do(z: jax.Array, i: jax.Array | int, value: jax.Array | float) -> jax.Array:
@@ -78,8 +79,10 @@ def quantile_grid(samples: jax.Array, quantiles: Any) -> jax.Array:
             f"expected samples [M, D], not empty, and quantiles [V], "
             f"got shapes {samples.shape} and {quantiles.shape}"
         )
-    dtype = jnp.promote_types(samples.dtype, jnp.float32)  # bfloat16 would be too coarse
-    return jnp.quantile(samples.astype(dtype), quantiles.astype(dtype), axis=0).T
+    samples = at_least_float32(samples)
+    values = jnp.quantile(samples, quantiles.astype(samples.dtype), axis=0)
+    # Interpolating between equal numbers rounds; a constant's quantiles must be that constant.
+    return jnp.clip(values, samples.min(axis=0), samples.max(axis=0)).T
 
 
 @struct.dataclass
@@ -142,21 +145,12 @@ def interactions(
              [ 1., nan,  0.],
              [ 0.,  0., nan]], dtype=float32)
     """
-    latents, values = jnp.asarray(latents), jnp.asarray(values)
-    if latents.ndim != 2 or latents.size == 0 or not jnp.issubdtype(latents.dtype, jnp.floating):
-        raise ValueError(
-            f"expected floating-point latents [N, D], not empty, "
-            f"got shape {latents.shape} of {latents.dtype}"
-        )
+    latents = check_latents(latents)
+    values = check_values(values, latents)
     n, d = latents.shape
     if d < 2:
         raise ValueError("expected at least 2 latents to interact, got 1")
-    if values.ndim == 0 or values.size == 0 or values.shape[:-1] not in ((), (d,)):
-        raise ValueError(
-            f"expected values [V] or [D, V] with D = {d}, not empty, got shape {values.shape}"
-        )
-    values = jnp.broadcast_to(values.astype(latents.dtype), (d, values.shape[-1]))
-    chunk = min(resolve_chunk(chunk), n)
+    chunk = even_chunk(chunk, n)
     first, second = jnp.triu_indices(d, 1)
     alone = jnp.eye(d, dtype=bool)
     # Which latents each run sets: none, each, each pair. One loop runs them all, so that runs that
@@ -164,13 +158,8 @@ def interactions(
     runs = jnp.concatenate([jnp.zeros((1, d), bool), alone, alone[first] | alone[second]])
 
     def measure(z: jax.Array, settings: jax.Array) -> tuple[jax.Array, jax.Array]:
-        outputs = lax.map(lambda run: decode(jnp.where(run, settings, z)), runs)
-        if outputs.shape[1:2] != (chunk,):
-            raise ValueError(
-                f"expected decode to return [{chunk}, ...], got shape {outputs.shape[1:]}"
-            )
-        dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-        outputs = outputs.reshape(len(runs), chunk, -1).astype(dtype)
+        outputs = lax.map(lambda run: check_batch(decode(jnp.where(run, settings, z)), chunk), runs)
+        outputs = at_least_float32(outputs).reshape(len(runs), chunk, -1)
         clean, single, joint = outputs[0], outputs[1 : d + 1], outputs[d + 1 :]
         interaction = (joint - single[first]) - (single[second] - clean)
         return jnp.linalg.norm(interaction, axis=-1), jnp.linalg.norm(joint - clean, axis=-1)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from vaejax.chunking import map_chunks, resolve_chunk
-from vaejax.estimates import Estimate
+from vaejax.chunking import even_chunk, map_chunks
+from vaejax.estimates import Estimate, estimate_mean
 from vaejax.interventions.edits import swap
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import (
@@ -21,7 +21,6 @@ from vaejax.interventions.passes import (
     Readout,
     as_masks,
     count_examples,
-    estimate_mean,
     mediated_fractions,
     read,
     shapes_of,
@@ -119,8 +118,7 @@ def mediate(
       Pearl, "Direct and Indirect Effects", 2001. Vig et al., `Causal Mediation Analysis for
       Interpreting Neural NLP <https://arxiv.org/abs/2004.12265>`_, 2020.
     """
-    n = count_examples(clean, corrupted)
-    chunk = min(resolve_chunk(chunk), n)
+    chunk = even_chunk(chunk, count_examples(clean, corrupted))
     masks = as_masks(components)
     base, total, indirect, direct = _four_worlds(
         apply_fn, variables, clean, corrupted, masks, readout, chunk

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from vaejax.chunking import map_chunks
 from vaejax.errors import unknown_name
-from vaejax.estimates import Estimate, bootstrap_mean
 from vaejax.interventions.edits import replace
 from vaejax.interventions.intercept import intervene, sites
 
@@ -184,15 +183,3 @@ def mediated_fractions(effects: jax.Array, total: jax.Array, tau: float) -> jax.
     square = jnp.sum(jnp.square(total), -1)
     share = jnp.sum(effects * total, -1) / jnp.where(square > 0, square, 1)
     return jnp.where((square < tau**2) | (square == 0), jnp.nan, share)
-
-
-@jax.jit
-def estimate_mean(values: jax.Array, key: jax.Array | None) -> Estimate:
-    """The mean of `[N, ...]` over pairs with its interval, without those skipped (NaN)."""
-    there = ~jnp.isnan(values)
-    sums = jnp.where(there, values, 0), there.astype(values.dtype)
-    return Estimate(jnp.nanmean(values, axis=0), *bootstrap_mean(_ratio, sums, key=key))
-
-
-def _ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return means[0] / means[1]

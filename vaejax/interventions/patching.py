@@ -12,13 +12,12 @@ import numpy as np
 from flax import struct
 
 from vaejax.chunking import resolve_chunk
-from vaejax.estimates import Estimate
+from vaejax.estimates import Estimate, estimate_means
 from vaejax.interventions.edits import By, unit_ids
 from vaejax.interventions.passes import (
     TAU,
     Readout,
     count_examples,
-    estimate_mean,
     mediated_fractions,
     record,
     rerun,
@@ -30,9 +29,6 @@ from vaejax.interventions.passes import (
 # One call of a compiled program runs at most so many chunks, and leaves at most so many bytes of
 # output: between two calls there is time to show progress, or to be interrupted.
 _BLOCK_CHUNKS, _BLOCK_BYTES = 64, 2**26
-
-# Units whose intervals are computed at once.
-_UNITS_AT_ONCE = 1024
 
 
 class Progress(Protocol):
@@ -335,29 +331,18 @@ def _compare(
 def _summarise(
     found: dict[str, tuple[np.ndarray, np.ndarray]], key: jax.Array | None
 ) -> dict[str, UnitEffects]:
-    """Adds intervals to what `patch_site` found, those of all sites by one program."""
+    """Adds intervals to what `patch_site` found."""
     effect, fraction = (
-        _estimate(np.concatenate(part), key) for part in zip(*found.values(), strict=True)
+        estimate_means({site: jnp.asarray(arrays[i]).T for site, arrays in found.items()}, key)
+        for i in (0, 1)
     )
-    result, start = {}, 0
-    for site, (effects, fractions) in found.items():
-        units = slice(start, start := start + len(effects))
-        result[site] = UnitEffects(
-            effect=jax.tree.map(lambda leaf, units=units: leaf[units], effect),
-            mediated_fraction=jax.tree.map(lambda leaf, units=units: leaf[units], fraction),
+    return {
+        site: UnitEffects(
+            effect=effect[site],
+            mediated_fraction=fraction[site],
             effects=jnp.asarray(effects),
             mediated_fractions=jnp.asarray(fractions),
             skipped=jnp.sum(jnp.isnan(fractions[0]), dtype=jnp.int32),
         )
-    return result
-
-
-def _estimate(values: np.ndarray, key: jax.Array | None) -> Estimate:
-    """The means of `[S, N]` over N, a fixed number of units at once."""
-    padding = -len(values) % _UNITS_AT_ONCE
-    padded = np.pad(values, ((0, padding), (0, 0)))
-    parts = [
-        estimate_mean(jnp.asarray(part).T, key)
-        for part in padded.reshape(-1, _UNITS_AT_ONCE, values.shape[1])
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(values)], *parts)
+        for site, (effects, fractions) in found.items()
+    }

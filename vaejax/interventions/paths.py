@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vaejax.chunking import map_chunks, resolve_chunk
-from vaejax.estimates import Estimate
+from vaejax.changes import exact_change
+from vaejax.chunking import even_chunk, map_chunks, resolve_chunk
+from vaejax.estimates import Estimate, estimate_mean
 from vaejax.interventions.edits import By, replace, swap, unit_ids
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import (
@@ -22,7 +23,6 @@ from vaejax.interventions.passes import (
     Readout,
     as_masks,
     count_examples,
-    estimate_mean,
     mediated_fractions,
     read,
     shapes_of,
@@ -97,8 +97,7 @@ def path_effect(
       Goldowsky-Dill et al., `Localizing Model Behavior with Path Patching
       <https://arxiv.org/abs/2304.05969>`_, 2023.
     """
-    n = count_examples(clean, corrupted)
-    chunk = min(resolve_chunk(chunk), n)
+    chunk = even_chunk(chunk, count_examples(clean, corrupted))
     effects, fractions = _path_effect(
         apply_fn,
         variables,
@@ -256,8 +255,7 @@ def _path_effect(
         before = read(readout, output)
         after = read(readout, patched(variables, values, pair[0])[0])
         total = read(readout, apply_fn(variables, pair[1])) - before
-        # Equal outputs differ by nothing, however XLA fuses the subtraction.
-        effect = jnp.where(after == before, 0, after - before)
+        effect = exact_change(before, after)
         return jnp.linalg.norm(effect, axis=-1), mediated_fractions(effect, total, tau)
 
     return map_chunks(run, count_examples(clean), chunk)

@@ -5,6 +5,8 @@ from vaejax.metrics.circuits import (
     circuit_modularity,
     encoder_modularity,
 )
+from vaejax.metrics.code_swap import CodeSwap, ces_code_swap, matched_positions
+from vaejax.metrics.discrete import CodeAblate, DiscreteCES, ces_code_ablate, discrete_ces
 from vaejax.metrics.disentanglement import MIG, mig
 from vaejax.metrics.effect_scores import CES, EffectScores
 from vaejax.metrics.effect_strength import (
@@ -16,6 +18,7 @@ from vaejax.metrics.effect_strength import (
     ces_fixed,
     ces_infinitesimal,
 )
+from vaejax.metrics.readout import FactorReadout, train_readout
 from vaejax.metrics.specificity import Specificity, specificity_factor, specificity_pixel
 
 __all__ = [
@@ -24,16 +27,25 @@ __all__ = [
     "FIXED_VALUES",
     "MIG",
     "CircuitModularity",
+    "CodeAblate",
+    "CodeSwap",
+    "DiscreteCES",
     "EffectScores",
+    "FactorReadout",
     "Specificity",
     "active_latents",
     "ces",
     "ces_calibrated",
+    "ces_code_ablate",
+    "ces_code_swap",
     "ces_fixed",
     "ces_infinitesimal",
     "circuit_modularity",
+    "discrete_ces",
     "encoder_modularity",
+    "matched_positions",
     "mig",
     "specificity_factor",
     "specificity_pixel",
+    "train_readout",
 ]

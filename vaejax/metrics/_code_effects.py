@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from vaejax.chunking import map_chunks
+from vaejax.changes import exact_change, l2_norm
+from vaejax.checks import check_batch
+from vaejax.chunking import even_chunk, map_chunks
 from vaejax.estimates import bootstrap_mean
-from vaejax.metrics._interventions import check_batch, even_chunk, exact_change, l2_norm
 
 Decode = Callable[[jax.Array], Any]
 """Vectors `[B, P, d]`, of the codebook or not, to decoded means `[B, ...]`, row by row."""

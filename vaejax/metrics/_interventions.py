@@ -1,4 +1,4 @@
-"""What the causal metrics share: latents set to values, decoded in chunks, compared with before."""
+"""The engine of the causal metrics: latents set to values, decoded, compared with before."""
 
 from __future__ import annotations
 
@@ -9,83 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.chunking import map_chunks, resolve_chunk
-
-
-def check_latents(latents: Any) -> jax.Array:
-    """`latents` as an array `[N, D]`, or a ValueError."""
-    latents = jnp.asarray(latents)
-    if latents.ndim != 2 or latents.size == 0:
-        raise ValueError(f"expected latents [N, D], not empty, got shape {latents.shape}")
-    if not jnp.issubdtype(latents.dtype, jnp.floating):
-        raise ValueError(f"expected floating-point latents, got {latents.dtype}")
-    return latents
-
-
-def check_values(values: Any, latents: jax.Array) -> jax.Array:
-    """`values` as an array `[D, V]` of the dtype of the latents `[N, D]`, or a ValueError."""
-    values = jnp.asarray(values)
-    num_latents = latents.shape[1]
-    if values.ndim == 0 or values.size == 0 or values.shape[:-1] not in ((), (num_latents,)):
-        raise ValueError(
-            f"expected values [V] or [D, V] with D = {num_latents}, not empty, "
-            f"got shape {values.shape}"
-        )
-    return jnp.broadcast_to(values.astype(latents.dtype), (num_latents, values.shape[-1]))
-
-
-def check_active(active: Any, latents: jax.Array) -> jax.Array | None:
-    """`active` as an array `[D]` of bool or None, or a ValueError."""
-    if active is None:
-        return None
-    active, num_latents = jnp.asarray(active), latents.shape[1]
-    if active.shape != (num_latents,) or active.dtype != jnp.bool_:
-        raise ValueError(
-            f"expected active of shape ({num_latents},) and dtype bool, "
-            f"got {active.shape} and {active.dtype}"
-        )
-    return active
-
-
-def check_batch(output: Any, batch: int) -> Any:
-    """`output` if all of its arrays are `[batch, ...]`, or a ValueError."""
-    for leaf in jax.tree.leaves(output):
-        if leaf.shape[:1] != (batch,):
-            raise ValueError(
-                f"expected outputs [{batch}, ...] of {batch} latents, got {leaf.shape}"
-            )
-    return output
-
-
-def even_chunk(chunk: int | None, total: int) -> int:
-    """The size of chunks of at most `chunk` that fill up best with `total` examples."""
-    num_chunks = -(-total // resolve_chunk(chunk))
-    return -(-total // num_chunks)
-
-
-def at_least_float32(array: jax.Array) -> jax.Array:
-    """The array in a dtype to compute in: float64 if it is that, else float32."""
-    return array.astype(jnp.float64 if array.dtype == jnp.float64 else jnp.float32)
-
-
-def exact_change(before: Any, after: Any) -> Any:
-    """`after - before` for pytrees of arrays, exactly 0 where they are equal; at least float32.
-
-    XLA may fuse the subtraction into the last multiplication of what computes `after` and round
-    once instead of twice, so that equal numbers differ. Equality is tested on the rounded ones.
-    """
-
-    def change(old: jax.Array, new: jax.Array) -> jax.Array:
-        difference = at_least_float32(new) - at_least_float32(old)
-        return jnp.where(new == old, jnp.zeros_like(difference), difference)
-
-    return jax.tree.map(change, before, after)
-
-
-def l2_norm(tree: Any) -> jax.Array:
-    """The norm `[B]` of each example over all arrays `[B, ...]` of a pytree."""
-    squares = [jnp.square(x).reshape(len(x), -1).sum(axis=1) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares[1:], start=squares[0]))
+from vaejax.changes import exact_change
+from vaejax.checks import check_batch
+from vaejax.chunking import even_chunk, map_chunks
 
 
 def map_interventions(

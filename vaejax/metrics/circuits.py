@@ -15,14 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from vaejax.changes import at_least_float32
+from vaejax.checks import check_active, check_latents, check_values
 from vaejax.estimates import RESAMPLES, Estimate, bootstrap_mean, central_interval, p_value
-from vaejax.metrics._interventions import (
-    at_least_float32,
-    check_active,
-    check_latents,
-    check_values,
-    map_interventions,
-)
+from vaejax.metrics._interventions import map_interventions
 
 _TIE = 1e-5  # scores that differ by less are equal
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vaejax.interventions.codes import check_index, code_swap
+from vaejax.checks import check_index
+from vaejax.interventions.codes import code_swap
 from vaejax.metrics._code_effects import CodeScores, Decode, code_effects, code_scores
 
 

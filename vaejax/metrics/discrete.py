@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vaejax.chunking import map_chunks
+from vaejax.chunking import even_chunk, map_chunks
 from vaejax.interventions.codes import Quantize, code_ablate, code_swap
+from vaejax.interventions.latents import quantile_grid
 from vaejax.metrics._code_effects import CodeScores, Decode, code_effects, code_scores
-from vaejax.metrics._interventions import even_chunk
 from vaejax.metrics.code_swap import CodeSwap, active_positions, ces_code_swap
 from vaejax.metrics.effect_scores import CES
 from vaejax.metrics.effect_strength import CALIBRATED_QUANTILES, ces
@@ -128,14 +128,10 @@ def discrete_ces(
 
     def continuous_ces(decode: Decode, vectors: jax.Array, key: jax.Array) -> CES:
         latents = vectors.reshape(num_examples, -1)
-        quantiles = jnp.array(CALIBRATED_QUANTILES, latents.dtype)
-        values = jnp.quantile(latents, quantiles, axis=0)
-        # Interpolating between equal numbers rounds; a constant's quantiles must be that constant.
-        values = jnp.clip(values, latents.min(axis=0), latents.max(axis=0))
         return ces(
             lambda z: decode(z.reshape(len(z), -1, dim)),
             latents[:continuous_examples],
-            values.T,
+            quantile_grid(latents, CALIBRATED_QUANTILES),
             active=active,
             chunk=chunk,
             key=key,

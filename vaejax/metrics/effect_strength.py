@@ -15,17 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vaejax.chunking import map_chunks
-from vaejax.metrics._interventions import (
-    at_least_float32,
-    check_active,
-    check_batch,
-    check_latents,
-    check_values,
-    even_chunk,
-    l2_norm,
-    map_interventions,
-)
+from vaejax.changes import at_least_float32, l2_norm
+from vaejax.checks import check_active, check_batch, check_latents, check_values
+from vaejax.chunking import even_chunk, map_chunks
+from vaejax.interventions.latents import quantile_grid
+from vaejax.metrics._interventions import map_interventions
 from vaejax.metrics.effect_scores import CES, effect_scores
 
 FIXED_VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
@@ -192,9 +186,7 @@ def ces_calibrated(
             f"expected posterior_samples [M, D], not empty, for latents of shape "
             f"{jnp.shape(latents)}, got shape {samples_shape}"
         )
-    posterior_samples = at_least_float32(posterior_samples)
-    quantiles = jnp.array(CALIBRATED_QUANTILES, posterior_samples.dtype)
-    values = jnp.quantile(posterior_samples, quantiles, axis=0).T
+    values = quantile_grid(posterior_samples, CALIBRATED_QUANTILES)
     return ces(decode, latents, values, active=active, chunk=chunk, key=key)
 
 

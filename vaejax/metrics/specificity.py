@@ -17,13 +17,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.scipy.special import entr
 
+from vaejax.checks import check_active, check_latents, check_values
 from vaejax.estimates import bootstrap_mean
-from vaejax.metrics._interventions import (
-    check_active,
-    check_latents,
-    check_values,
-    map_interventions,
-)
+from vaejax.metrics._interventions import map_interventions
 
 EPSILON = 1e-6
 """What `specificity_pixel` adds to the entropy before it divides by it [P]."""

@@ -36,17 +36,23 @@ class Codebook:
         return cls(embedding, jnp.zeros(size), jnp.zeros((size, dim)))
 
 
-def nearest(codebook: Codebook, vectors: jax.Array) -> jax.Array:
-    """Index of the code nearest to each vector, `[..., d]` to `[...]` int32 (Euclidean distance).
+def nearest(embedding: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Index of the code nearest to each vector, the lowest of those equally near.
+
+    Args:
+      embedding: The codes, `[K, d]`.
+      vectors: `[..., d]`.
+
+    Returns:
+      `[...]` int32, by Euclidean distance.
 
     Example:
-      >>> codebook = Codebook(jnp.array([[0.0], [1.0]]), jnp.ones(2), jnp.ones((2, 1)))
-      >>> print(nearest(codebook, jnp.array([[0.2], [0.9]])))
+      >>> print(nearest(jnp.array([[0.0], [1.0]]), jnp.array([[0.2], [0.9]])))
       [0 1]
     """
     # |v - e|^2 up to |v|^2, which is the same for every code.
-    squares = jnp.sum(codebook.embedding**2, -1)
-    return jnp.argmin(squares - 2 * vectors @ codebook.embedding.T, -1).astype(jnp.int32)
+    squares = jnp.sum(embedding**2, -1)
+    return jnp.argmin(squares - 2 * vectors @ embedding.T, -1).astype(jnp.int32)
 
 
 def update_codebook(
@@ -152,7 +158,7 @@ class VQVAE(nn.Module):
 
     def quantize(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Nearest codes `[B, P]` and their vectors `[B, P, d]`, with straight-through gradient."""
-        codes = nearest(self.codebook.value, encoded)
+        codes = nearest(self.codebook.value.embedding, encoded)
         vectors = self.codebook.value.embedding[codes]
         # The difference is exactly zero, so the value is exactly the code's.
         straight_through = vectors + (encoded - jax.lax.stop_gradient(encoded))

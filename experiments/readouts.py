@@ -1,0 +1,43 @@
+"""The factor read-out of a dataset: trained once for an output directory, and kept there."""
+
+from __future__ import annotations
+
+import io
+
+import jax
+import numpy as np
+from etils import epath
+from rich.console import Console
+
+from experiments import files
+from experiments.presets import Preset
+from vaejax.data import DataSource
+from vaejax.metrics import FactorReadout, train_readout
+
+_KEY = 20_260_401  # no run and no measurement draws its images with it
+
+
+def get(
+    source: DataSource, preset: Preset, directory: epath.Path | None, console: Console
+) -> FactorReadout:
+    """The read-out of a dataset, from the directory or else trained, and then put there.
+
+    Args:
+      source: The dataset.
+      preset: How long to train.
+      directory: The output directory of a sweep; None to keep nothing.
+      console: Told about training, which takes half a minute.
+    """
+    path = None if directory is None else directory / "readouts" / f"{source.name}.npz"
+    if path is not None and path.exists():
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return FactorReadout.from_arrays(arrays)
+    console.print(f"{source.name}: training the factor read-out, {preset.readout_steps} steps")
+    readout = train_readout(source, jax.random.key(_KEY), steps=preset.readout_steps)
+    for factor, accuracy, error in zip(
+        source.factors, readout.accuracy, readout.error, strict=True
+    ):
+        console.print(f"  {factor.name}: accuracy {accuracy:.3f}, error {error:.3f} of the range")
+    if path is not None:
+        files.write_npz(path, readout.arrays())
+    return readout
