@@ -1,4 +1,4 @@
-"""What the sweep measures, on a model and images whose every figure is known beforehand."""
+"""What the sweep measures, on models and images whose every figure is known beforehand."""
 
 import dataclasses
 import math
@@ -9,61 +9,141 @@ import numpy as np
 import pytest
 from flax import struct
 
+from experiments import report
 from experiments.measure import measure
 from experiments.presets import PRESETS
-from vaejax.models import VAE, MLPDecoder, MLPEncoder
+from vaejax.data import Factor
+from vaejax.metrics import train_readout
+from vaejax.models import VAE, Discriminator, FactorVAE, MLPDecoder, MLPEncoder
 
 SHAPE = (4, 4, 1)
+PIXELS = math.prod(SHAPE)
 MEAN, LOGVAR = np.array([0.5, 0.0], np.float32), np.array([-1.0, 0.0], np.float32)
+PRESET = dataclasses.replace(PRESETS["smoke"], examples=1000, ces_examples=4)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @struct.dataclass
 class Halves:
-    """Images that are black or white all over; the only factor says which."""
+    """Images that are black or white all over, as the first factor says; the second is unseen."""
+
+    name = "halves"
+    origin = "redrawn"
+    image_shape = SHAPE
+    factors = (Factor("white", 2), Factor("unseen", 2))
+
+    def __len__(self):
+        return 4
+
+    def render(self, factors):
+        return jnp.broadcast_to(factors[0] * 1.0, SHAPE)
 
     def batch(self, key, n):
-        white = jax.random.bernoulli(key, 0.5, (n, 1)).astype(jnp.int32)
-        return jnp.broadcast_to(white[:, :, None, None] * 1.0, (n, *SHAPE)), white
+        factors = jax.random.bernoulli(key, 0.5, (n, 2)).astype(jnp.int32)
+        return jax.vmap(self.render)(factors), factors
 
 
-@pytest.mark.usefixtures("quick_compilation")
-def test_every_figure_of_a_model_that_ignores_its_input():
+@pytest.fixture(scope="module")
+def readout():
+    return train_readout(Halves(), jax.random.key(0), steps=2, batch_size=8)
+
+
+def planted(**parameters):
+    """A VAE of two latents without hidden layers, all parameters 0 but those given."""
     model = VAE(MLPEncoder(2, ()), MLPDecoder(SHAPE, ()))
-    key = jax.random.key(0)
-    variables = jax.tree.map(jnp.zeros_like, model.init(key, jnp.zeros((1, *SHAPE))))
-    params = variables["params"]
-    params["encoder"]["mean"]["bias"] = jnp.asarray(MEAN)
-    params["encoder"]["logvar"]["bias"] = jnp.asarray(LOGVAR)
-    # Logits are 0 and stay 0 whatever the latents: every pixel is decoded as 1/2.
-    preset = dataclasses.replace(PRESETS["smoke"], examples=1000, ces_examples=4)
-    row, arrays = measure(model, variables, Halves(), preset)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    for name, value in parameters.items():
+        *path, last = name.split("__")
+        module = variables["params"]
+        for part in path:
+            module = module[part]
+        module[last] = jnp.broadcast_to(value, module[last].shape)
+    return model, variables
 
+
+def test_every_figure_of_a_model_that_ignores_its_input(readout):
+    # Logits are 0 and stay 0 whatever the latents: every pixel is decoded as 1/2.
+    model, variables = planted(encoder__mean__bias=MEAN, encoder__logvar__bias=LOGVAR)
+    row, latents, _ = measure(model, variables, Halves(), PRESET, readout)
     kl = 0.5 * (MEAN**2 + np.exp(LOGVAR) - 1 - LOGVAR)
-    np.testing.assert_allclose(arrays["kl"], kl, atol=1e-6)
+    np.testing.assert_allclose(latents["kl"], kl, atol=1e-6)
     assert row["kl"] == pytest.approx(kl.sum(), rel=1e-5)
-    assert (row["latents"], row["active_latents"]) == (2, 1)
-    assert row["reconstruction"] == pytest.approx(math.prod(SHAPE) * math.log(2), rel=1e-5)
+    assert (row["latents"], row["active_latents"], row["dead_latents"]) == (2, 1, 2)
+    assert row["reconstruction"] == pytest.approx(PIXELS * math.log(2), rel=1e-5)
     assert row["mse"] == pytest.approx(0.25)
     # p (1 - p) for the share p of white images, which is within 5 standard errors of 1/2.
     assert 0.25 - (5 * 0.5 / math.sqrt(1000)) ** 2 <= row["mse_mean_image"] <= 0.25
-    np.testing.assert_allclose(arrays["latent_std"], np.exp(LOGVAR / 2), rtol=0.15)
+    np.testing.assert_allclose(latents["latent_std"], np.exp(LOGVAR / 2), rtol=0.15)
     assert row["mig"] == row["ces_fixed"] == row["ces_calibrated_max"] == 0
-    assert row["perplexity"] is row["dead_codes"] is None
+    assert row["ces_infinitesimal"] == row["ces_factor"] == row["ces_fixed_high"] == 0
+    for undefined in (
+        *("perplexity", "dead_codes", "specificity_pixel", "specificity_factor_active"),
+        *("circuit_modularity", "encoder_modularity", "mediated_fraction_max"),
+    ):
+        assert row[undefined] is None
+    assert (row["pairs"], row["pairs_skipped"]) == (8, 8)
 
 
-@pytest.mark.usefixtures("quick_compilation")
-def test_effects_of_a_linear_decoder():
+def test_effects_of_a_linear_decoder(readout):
     """Posterior means are 0; pixels are `1/2 + slope z_0 / 4`, to first order in the slope."""
-    model = VAE(MLPEncoder(2, ()), MLPDecoder(SHAPE, ()))
-    variables = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), jnp.zeros((1, *SHAPE))))
     slope = 1e-3
-    kernel = variables["params"]["decoder"]["logits"]["kernel"]
-    variables["params"]["decoder"]["logits"]["kernel"] = kernel.at[0].set(slope)
-    preset = dataclasses.replace(PRESETS["smoke"], ces_examples=4)
-    row, arrays = measure(model, variables, Halves(), preset)
+    model, variables = planted(decoder__logits__kernel=np.array([[slope], [0.0]]))
+    row, latents, _ = measure(model, variables, Halves(), PRESET, readout)
     # sigmoid'(0) = 1/4, sixteen pixels, mean |v| over -3 .. 3 is 12/7.
-    expected = slope / 4 * math.sqrt(16) * 12 / 7
-    np.testing.assert_allclose(arrays["ces_fixed"], [expected, 0], rtol=1e-3)
-    assert row["ces_fixed"] == pytest.approx(expected / 2, rel=1e-3)
-    assert row["ces_fixed_max"] == pytest.approx(expected, rel=1e-3)
-    assert row["ces_fixed_rms_max"] == pytest.approx(expected / 4, rel=1e-3)
+    step = slope / 4 * math.sqrt(PIXELS)
+    np.testing.assert_allclose(latents["ces_fixed"], [step * 12 / 7, 0], rtol=1e-3)
+    assert row["ces_fixed"] == pytest.approx(step * 6 / 7, rel=1e-3)
+    assert row["ces_fixed_max"] == pytest.approx(step * 12 / 7, rel=1e-3)
+    assert row["ces_fixed_rms_max"] == pytest.approx(step * 12 / 7 / 4, rel=1e-3)
+    std = latents["latent_std"][0]
+    np.testing.assert_allclose(latents["ces_infinitesimal"], [step * std, 0], rtol=1e-3)
+    # All pixels move alike: entropy ln 16.
+    assert row["specificity_pixel"] == pytest.approx(1 / math.log(PIXELS), rel=1e-3)
+    assert row["dead_latents"] == 1
+    assert row["latent_interaction"] is None  # neither latent is active
+
+
+def test_a_latent_that_carries_the_factor_mediates_its_effect(readout):
+    """`z_0` is the mean pixel, `z_1` is not used."""
+    model, variables = planted(
+        encoder__mean__kernel=np.array([1 / PIXELS, 0.0]),
+        encoder__logvar__bias=np.array([-4.0, 0.0]),
+        decoder__logits__kernel=np.array([[2.0], [0.0]]),
+    )
+    row, latents, units = measure(model, variables, Halves(), PRESET, readout)
+    np.testing.assert_allclose(latents["factor_latents"], [[1, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(units["factor_encoder/mean"], [[1, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(latents["mediated_fraction"][0], [1, 0], atol=1e-5)
+    assert np.isnan(latents["mediated_fraction"][1]).all()  # nothing to mediate
+    assert row["mediated_fraction_max"] == pytest.approx(1, abs=1e-5)
+    assert row["mediated_fraction_sum_high"] == pytest.approx(1, abs=1e-5)
+    assert (row["pairs"], row["pairs_skipped"]) == (8, 4)
+    # Sixteen equal units share the effect; to first order, which the sigmoid bends.
+    shares = units["attribution_decoder/logits"][0]
+    assert shares.shape == (PIXELS,)
+    np.testing.assert_allclose(shares, shares[0], rtol=1e-4)
+    assert shares.sum() == pytest.approx(1, abs=0.3)
+
+
+def test_every_column_is_in_the_table_and_intervals_hold_their_value(readout):
+    model, variables = planted(
+        encoder__mean__kernel=np.linspace(-1, 1, 32).reshape(PIXELS, 2),
+        decoder__logits__kernel=np.linspace(-1, 2, 32).reshape(2, PIXELS),
+    )
+    row, *_ = measure(model, variables, Halves(), PRESET, readout)
+    assert set(row) <= set(report.COLUMNS)
+    with_interval = [name for name in report.WITH_INTERVAL if row.get(name) is not None]
+    assert len(with_interval) > 30
+    for name in with_interval:
+        slack = 1e-5 * abs(row[name])
+        assert row[f"{name}_low"] - slack <= row[name] <= row[f"{name}_high"] + slack, name
+
+
+def test_the_discriminator_is_left_out(readout):
+    model, variables = planted(encoder__mean__bias=MEAN)
+    expected = measure(model, variables, Halves(), PRESET, readout).row
+    factor = FactorVAE(model.encoder, model.decoder, model.likelihood, Discriminator((3,)))
+    params = {**variables["params"], "discriminator": {"unused": jnp.zeros(1)}}
+    assert measure(factor, {"params": params}, Halves(), PRESET, readout).row == expected
