@@ -17,7 +17,7 @@ sweep: install
 	$(BIN)/python -m experiments.sweep $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -26,6 +26,7 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
+	$(BIN)/python -m benchmarks.patching
 
 clean:
 	rm -rf .venv

@@ -44,12 +44,12 @@ def analyze(path: str, out: str | None) -> None:
     from experiments import output, readouts, report, runs
     from vaejax import checkpoint
 
-    output.set_up_compiler()
     try:
         restored = checkpoint.restore(path)
         run = runs.Run.from_config(restored.config)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise cli.UsageError(str(error)) from error
+    output.set_up_compiler(optimize=run.preset.optimize)  # as the sweep, for the same numbers
     console = output.console()
     # The sweep's own read-out, if the run is still where the sweep has put it.
     directory = epath.Path(path).absolute()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -115,7 +116,11 @@ def run(prog: str, main: Callable[[], None]) -> NoReturn:
     except (UsageError, DataError) as error:
         sys.exit(_fail(prog, str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail(prog, "interrupted; the same command goes on from the last checkpoint", 130))
+        status = _fail(prog, "interrupted; the same command goes on from the last checkpoint", 130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: a program that XLA is still running would lose what it works on, and crash.
+        os._exit(status)
     sys.exit(0)
 
 

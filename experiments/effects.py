@@ -82,28 +82,24 @@ def _latent_effects(
     def decode(z: jax.Array) -> Any:
         return model.apply(variables, z, method="decode")
 
-    def activations(z: jax.Array) -> Any:
-        return recorded(variables, {}, z)[1]
-
-    def read(z: jax.Array) -> Any:
-        return readout(decode(z))
+    def decode_and_record(z: jax.Array) -> Any:
+        return recorded(variables, {}, z)
 
     decoder = functools.partial(model.apply, method="decode")
     names = interventions.unit_sites(decoder, variables, latents)
     names = [name for name in names if name.startswith("decoder/")]
     recorded = interventions.intervene(decoder, {}, record=names)
+    calibrated = metrics.latent_effects(decode_and_record, readout, latents, values, active=active)
     found = {
         "ces_fixed": metrics.ces_fixed(decode, latents, active=active),
-        "ces_calibrated": metrics.ces(decode, latents, values, active=active),
+        "ces_calibrated": calibrated.ces,
         "ces_infinitesimal": metrics.ces_infinitesimal(
             decode, latents, samples.std(0), active=active
         ),
-        "ces_factor": metrics.ces(read, latents, values, active=active),
-        "specificity_pixel": metrics.specificity_pixel(decode, latents, values, active=active),
-        "specificity_factor": metrics.specificity_factor(read, latents, values, active=active),
-        "circuit_modularity": metrics.circuit_modularity(
-            activations, latents, values, active=active
-        ),
+        "ces_factor": calibrated.ces_factor,
+        "specificity_pixel": calibrated.specificity_pixel,
+        "specificity_factor": calibrated.specificity_factor,
+        "circuit_modularity": calibrated.circuit_modularity,
     }
     if latents.shape[1] <= 16:  # the pairs of a VQ-VAE's coordinates are too many
         few = values[:, :: len(CALIBRATED_QUANTILES) // 2]

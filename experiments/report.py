@@ -84,7 +84,6 @@ _SHOWN = {
     "reconstruction": ("\nrec.", ".1f"),
     "kl": ("\nKL", ".2f"),
     "active_latents": ("\nactive", "d"),
-    "perplexity": ("\nperpl.", ".1f"),
     "ces_fixed": ("CES\nfixed", ".2f"),
     "ces_calibrated": ("CES\ncal.", ".2f"),
     "specificity_factor": ("spec.\nfactor", ".2f"),

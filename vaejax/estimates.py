@@ -233,13 +233,13 @@ def _lower_end(rows: jax.Array) -> jax.Array:
         jnp.where(there, -rows, -jnp.inf).T, min(most, int(share * most) + 1) + 1
     )
     last = there.sum(axis=0) - 1
-    position = share * last
+    position = share * last.astype(rows.dtype)
     below = jnp.floor(position).astype(jnp.int32)
     above = jnp.minimum(below + 1, last)
     pair = -jnp.take_along_axis(negative, jnp.stack([below, above], 1), axis=1)
     # Written so that between equal numbers, infinite ones too, it is that number.
     step = jnp.where(pair[:, 0] == pair[:, 1], 0, pair[:, 1] - pair[:, 0])
-    return jnp.where(last < 0, jnp.nan, pair[:, 0] + (position - below) * step)
+    return jnp.where(last < 0, jnp.nan, pair[:, 0] + (position - jnp.floor(position)) * step)
 
 
 @functools.partial(jax.jit, static_argnames="n")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from planted_networks import Bypass, Gate, normal, random_variables
 
-from vaejax import zoo
+from vaejax import data, zoo
 from vaejax.interventions import mediate, unit_mask
+from vaejax.training import fit, init, unstack
 
 
 def test_directions_by_hand():
@@ -75,14 +76,22 @@ def reconstruction(output):
     return output.reconstruction
 
 
-@pytest.fixture(scope="module", params=["vae", "vq_vae"])
-def network(request):
-    """A random network of the zoo: `apply_fn`, `variables`, clean and corrupted images."""
+@pytest.fixture(scope="module", params=["vae", "vq_vae", "trained vae"])
+def network(request, quickly):
+    """A network of the zoo, random or trained: `apply_fn`, `variables`, clean and corrupted."""
     sizes = zoo.Network((32, 32, 1), width=0.125, codebook_size=16, code_dim=4)
-    model = zoo.recipe(request.param, sizes).model
-    images = normal(99, 10, 32, 32, 1)
-    variables = random_variables(model, images, scale=0.6)
-    return model.apply, variables, images[:5], images[5:]
+    recipe = zoo.recipe(request.param.removeprefix("trained "), sizes, batch_size=16)
+    if not request.param.startswith("trained"):
+        images = normal(99, 10, 32, 32, 1)
+        variables = random_variables(recipe.model, images, scale=0.6)
+    else:
+        images, _ = (source := data.source("dsprites", 32)).batch(jax.random.key(1), 10)
+        hyper = {"beta": jnp.ones(1), "learning_rate": jnp.full(1, 3e-3)}
+        with quickly():
+            states = init(recipe, source.image_shape, jax.random.split(jax.random.key(0), 1))
+            states = fit(recipe, source, states, hyper, steps=600, chunk=600)
+        variables = unstack(states)[0].variables
+    return recipe.model.apply, variables, images[:5], images[5:]
 
 
 HALF = {"decoder/up_1": unit_mask((8, 8, 8), jnp.arange(4))}

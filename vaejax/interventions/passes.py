@@ -93,13 +93,13 @@ def unit_sites(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -> lis
     `pre` does not. Sites of integers or of several arrays are left out.
     """
     found = sites(apply_fn, variables, take(inputs, jnp.arange(1)))
-    names = [name for name in found if not name.split("#")[0].endswith("/pre")]
-    parents = {name.rpartition("/")[0] for name in names}
-    inner = {"/".join(parent.split("/")[: n + 1]) for parent in parents for n in range(9)}
+    paths = {name: name.split("#")[0].split("/") for name in found}  # without the number of a call
+    paths = {name: path for name, path in paths.items() if path[-1] != "pre"}
+    outer = {tuple(path[:n]) for path in paths.values() for n in range(len(path))}
     return [
         name
-        for name in names
-        if name.split("#")[0] not in inner
+        for name, path in paths.items()
+        if tuple(path) not in outer
         and isinstance(found[name], jax.ShapeDtypeStruct)
         and jnp.issubdtype(found[name].dtype, jnp.floating)
     ]

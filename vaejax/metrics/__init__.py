@@ -18,6 +18,7 @@ from vaejax.metrics.effect_strength import (
     ces_fixed,
     ces_infinitesimal,
 )
+from vaejax.metrics.latent_effects import LatentEffects, latent_effects
 from vaejax.metrics.readout import FactorReadout, train_readout
 from vaejax.metrics.specificity import Specificity, specificity_factor, specificity_pixel
 
@@ -32,6 +33,7 @@ __all__ = [
     "DiscreteCES",
     "EffectScores",
     "FactorReadout",
+    "LatentEffects",
     "Specificity",
     "active_latents",
     "ces",
@@ -43,6 +45,7 @@ __all__ = [
     "circuit_modularity",
     "discrete_ces",
     "encoder_modularity",
+    "latent_effects",
     "matched_positions",
     "mig",
     "specificity_factor",

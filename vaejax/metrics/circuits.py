@@ -114,16 +114,10 @@ def circuit_modularity(
     values = check_values(values, latents)
     active = check_active(active, latents)
 
-    def profiles(change: Mapping[str, jax.Array]) -> tuple[None, Any]:
-        if not isinstance(change, Mapping) or not change:
-            raise ValueError(f"expected activations {{site: array}}, got {type(change).__name__}")
-        for site, leaf in change.items():
-            if leaf.ndim < 2:
-                raise ValueError(f"expected activations [B, ..., C] of {site}, got {leaf.shape}")
-        return None, {site: _pool(leaf, 1) for site, leaf in change.items()}
-
-    _, pooled, _ = map_interventions(activations, latents, values, profiles, chunk)
-    return _modularity(pooled, active, key)
+    _, pooled, _ = map_interventions(
+        activations, latents, values, lambda change: (None, pool(change)), chunk
+    )
+    return modularity(pooled, active, key)
 
 
 def encoder_modularity(
@@ -162,7 +156,7 @@ def encoder_modularity(
                 f"sites, got shape {array.shape} at {site}"
             )
     pooled = {site: _pool(at_least_float32(array), 3) for site, array in changes.items()}
-    return _modularity(pooled, None, key)
+    return modularity(pooled, None, key)
 
 
 @struct.dataclass
@@ -173,13 +167,23 @@ class _Pooled:
     signed: jax.Array
 
 
+def pool(change: Any) -> dict[str, _Pooled]:
+    """Changes of named activations `[B, ..., C]`, pooled to channels."""
+    if not isinstance(change, Mapping) or not change:
+        raise ValueError(f"expected activations {{site: array}}, got {type(change).__name__}")
+    for site, leaf in change.items():
+        if leaf.ndim < 2:
+            raise ValueError(f"expected activations [B, ..., C] of {site}, got {leaf.shape}")
+    return {site: _pool(leaf, 1) for site, leaf in change.items()}
+
+
 def _pool(change: jax.Array, batch_axes: int) -> _Pooled:
     space = tuple(range(batch_axes, change.ndim - 1))
     return _Pooled(jnp.abs(change).mean(axis=space), change.mean(axis=space))
 
 
 @jax.jit  # outside of `jit` every small step would be compiled by itself
-def _modularity(
+def modularity(
     pooled: dict[str, _Pooled], active: jax.Array | None, key: jax.Array | None
 ) -> CircuitModularity:
     """The record of pooled changes `[N, D, V, C]` of every site."""

@@ -97,12 +97,8 @@ def specificity_pixel(
       Roy, "Causal Intervention Framework for Variational Auto Encoder Mechanistic
       Interpretability", arXiv:2505.03530.
     """
-
-    def squares(change: Any) -> tuple[jax.Array, None]:
-        flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(change)]
-        return jnp.square(jnp.concatenate(flat, axis=1)), None
-
-    return _specificity(decode, latents, values, squares, _inverse_entropy, active, chunk, key)
+    changes = _changes(decode, latents, values, squares, active, chunk)
+    return pixel_scores(*changes, key)
 
 
 def specificity_factor(
@@ -150,40 +146,62 @@ def specificity_factor(
     References:
       As `specificity_pixel`. The read-out and the bounded form are ours.
     """
-
-    def distances(change: Any) -> tuple[jax.Array, None]:
-        if isinstance(change, (tuple, list)):
-            for leaf in change:
-                if leaf.ndim != 2:
-                    raise ValueError(f"expected read to return arrays [B, w], got {leaf.shape}")
-            moved = jnp.stack([jnp.abs(leaf).sum(axis=1) for leaf in change], axis=1)
-        elif change.ndim != 2:
-            raise ValueError(f"expected read to return [B, K], got shape {change.shape}")
-        else:
-            moved = jnp.abs(change)
-        if moved.shape[1] < 2:
-            raise ValueError(f"expected at least 2 factors, got {moved.shape[1]}")
-        return moved, None
-
-    return _specificity(read, latents, values, distances, _concentration, active, chunk, key)
+    changes = _changes(read, latents, values, distances, active, chunk)
+    return factor_scores(*changes, key)
 
 
-def _specificity(
+def squares(change: Any) -> jax.Array:
+    """The squared change `[B, E]` of every output element."""
+    flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(change)]
+    return jnp.square(jnp.concatenate(flat, axis=1))
+
+
+def distances(change: Any) -> jax.Array:
+    """How far every factor moves `[B, K]`, from changes of what `specificity_factor` reads."""
+    if isinstance(change, (tuple, list)):
+        for leaf in change:
+            if leaf.ndim != 2:
+                raise ValueError(f"expected read to return arrays [B, w], got {leaf.shape}")
+        moved = jnp.stack([jnp.abs(leaf).sum(axis=1) for leaf in change], axis=1)
+    elif change.ndim != 2:
+        raise ValueError(f"expected read to return [B, K], got shape {change.shape}")
+    else:
+        moved = jnp.abs(change)
+    if moved.shape[1] < 2:
+        raise ValueError(f"expected at least 2 factors, got {moved.shape[1]}")
+    return moved
+
+
+def pixel_scores(
+    changes: jax.Array, active: jax.Array | None, key: jax.Array | None
+) -> Specificity:
+    """`specificity_pixel` of mean `squares` `[N, D, E]`."""
+    return _summarise(changes, active, key, score=_inverse_entropy)
+
+
+def factor_scores(
+    changes: jax.Array, active: jax.Array | None, key: jax.Array | None
+) -> Specificity:
+    """`specificity_factor` of mean `distances` `[N, D, K]`."""
+    return _summarise(changes, active, key, score=_concentration)
+
+
+def _changes(
     decode: Callable[[jax.Array], Any],
     latents: jax.Array,
     values: jax.Array,
-    amounts: Callable[[Any], tuple[jax.Array, None]],
-    score: Callable[[jax.Array], jax.Array],
+    amounts: Callable[[Any], jax.Array],
     active: jax.Array | None,
     chunk: int | None,
-    key: jax.Array | None,
-) -> Specificity:
-    """The `score` of how the `amounts` `[chunk, E]` of a change share out over E things."""
+) -> tuple[jax.Array, jax.Array | None]:
+    """The mean `amounts` `[N, D, E]` of changes, and `active`, checked."""
     latents = check_latents(latents)
     values = check_values(values, latents)
     active = check_active(active, latents)
-    changes, _, _ = map_interventions(decode, latents, values, amounts, chunk)  # [N, D, E]
-    return _summarise(changes, active, key, score=score)
+    changes, _, _ = map_interventions(
+        decode, latents, values, lambda change: (amounts(change), None), chunk
+    )
+    return changes, active
 
 
 def _inverse_entropy(p: jax.Array) -> jax.Array:

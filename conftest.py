@@ -1,0 +1,40 @@
+"""What all tests share, doctests included."""
+
+import contextlib
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def quick_compilation():
+    """XLA at its lowest level of optimisation, where nothing depends on how programs are fused.
+
+    The programs of these tests run once, for less time than it takes to compile them.
+    """
+    with _quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quickly():
+    """The same as a context manager, for fixtures of a whole module."""
+    return _quick_compilation
+
+
+@pytest.fixture(autouse=True)
+def _doctests_compile_quickly(request):
+    with (
+        _quick_compilation()
+        if isinstance(request.node, pytest.DoctestItem)
+        else contextlib.nullcontext()
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _quick_compilation():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
