@@ -47,7 +47,7 @@ def latent_effects(
     """
     n, d = latents.shape
     latents = latents[: min(n, max(_FEWEST, 10 * n // d))]
-    found = _latent_effects(model, variables, latents, samples, active, readout)
+    found = jax.device_get(_latent_effects(model, variables, latents, samples, active, readout))
     columns: Columns = {}
     arrays: Arrays = {"latent_std": samples.std(0)}
     for name in ("ces_fixed", "ces_calibrated", "ces_infinitesimal", "ces_factor"):
@@ -61,9 +61,7 @@ def latent_effects(
     interactions = found.get("interactions")
     columns["latent_interaction"] = None
     if interactions is not None:
-        pairs = active[:, None] & active if active is not None else jnp.ones((d, d), bool)
-        share = jnp.nanmean(jnp.where(pairs, interactions.share.value, jnp.nan))
-        columns["latent_interaction"] = _number(share)
+        columns["latent_interaction"] = _number(found["interaction"])
         arrays |= _estimate_arrays("latent_interaction", interactions.share)
     return columns, arrays
 
@@ -103,7 +101,12 @@ def _latent_effects(
     }
     if latents.shape[1] <= 16:  # the pairs of a VQ-VAE's coordinates are too many
         few = values[:, :: len(CALIBRATED_QUANTILES) // 2]
-        found["interactions"] = interventions.interactions(decode, latents, few)
+        interactions = interventions.interactions(decode, latents, few)
+        pairs = True if active is None else active[:, None] & active
+        found["interactions"] = interactions
+        found["interaction"] = interactions.share.value.mean(
+            where=pairs & ~jnp.isnan(interactions.share.value)
+        )
     return found
 
 
@@ -122,7 +125,7 @@ def code_effects(
     encoded, codes = _codes(model, variables, images)
     size = len(variables["codebook"]["codes"].embedding)
     positions = metrics.matched_positions(codes, size, latents=latent_dim)
-    found, matched = _code_effects(model, variables, encoded, positions)
+    found, matched = jax.device_get(_code_effects(model, variables, encoded, positions))
     scores = {
         "prequant": (found.prequant.l2, "per_latent"),
         "postquant": (found.postquant.l2, "per_latent"),
@@ -178,7 +181,7 @@ def factor_effects(
     # The middles of equal parts of each factor's range.
     parts = (np.arange(_VALUES) + 0.5) / _VALUES
     values = np.stack([np.floor(parts * factor.size) for factor in source.factors])
-    effects, modularity = _factor_effects(model, variables, source, factors, values)
+    effects, modularity = jax.device_get(_factor_effects(model, variables, source, factors, values))
     arrays = {
         f"factor_{name}{end}": getattr(effects.mean, field)[name]
         for name in effects.mean.value

@@ -31,6 +31,8 @@ def set_up_compiler(*, optimize: bool = True) -> None:
       optimize: Whether XLA optimises what it compiles.
     """
     jax.config.update("jax_disable_most_optimizations", not optimize)
+    # By default only what takes a second to compile is kept, and there are hundreds that take less.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = epath.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "vaejax" / "xla"))
