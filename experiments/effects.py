@@ -284,12 +284,14 @@ def _factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, ja
     """Clean and corrupted images, all N of the first factor, then of the next: `[K N, ...]`."""
     sizes = [factor.size for factor in source.factors]
     keys = jax.random.split(jax.random.key(0), len(sizes))
-    pairs = [
-        interventions.factor_pairs(key, source.render, factors, sizes, k)
+    changed = [
+        interventions.factor_pairs(key, lambda factors: factors, factors, sizes, k).corrupted
         for k, key in enumerate(keys)
     ]
-    clean, corrupted = ([getattr(p, side) for p in pairs] for side in ("clean", "corrupted"))
-    return jnp.concatenate(clean), jnp.concatenate(corrupted)
+    # Drawn once: what draws a shape takes longer to compile than to run.
+    images = jax.vmap(source.render)(jnp.concatenate([factors, *changed]))
+    n = len(factors)
+    return jnp.tile(images[:n], (len(sizes), 1, 1, 1)), images[n:]
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "site"))

@@ -89,15 +89,7 @@ def attribute(
     chunk = even_chunk(chunk, count_examples(base, donor))
     names = unit_sites(apply_fn, variables, base) if sites is None else list(sites)
     fractions = _attribute(apply_fn, variables, base, donor, tuple(names), by, readout, tau, chunk)
-    means = estimate_means(fractions, key)
-    return {
-        site: Attribution(
-            mediated_fraction=means[site],
-            mediated_fractions=of_site.T,
-            skipped=jnp.sum(jnp.isnan(of_site[:, 0]), dtype=jnp.int32),
-        )
-        for site, of_site in fractions.items()
-    }
+    return _summarise(fractions, key)
 
 
 def rank_agreement(
@@ -159,6 +151,20 @@ def _attribute(
         }
 
     return map_chunks(run, count_examples(base), chunk)
+
+
+@jax.jit
+def _summarise(fractions: dict[str, jax.Array], key: jax.Array | None) -> dict[str, Attribution]:
+    """The records of mediated fractions `[N, S]`."""
+    means = estimate_means(fractions, key)
+    return {
+        site: Attribution(
+            mediated_fraction=means[site],
+            mediated_fractions=of_site.T,
+            skipped=jnp.sum(jnp.isnan(of_site[:, 0]), dtype=jnp.int32),
+        )
+        for site, of_site in fractions.items()
+    }
 
 
 def _sum_units(values: jax.Array, by: By) -> jax.Array:

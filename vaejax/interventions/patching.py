@@ -328,20 +328,20 @@ def _compare(
     return jnp.linalg.norm(effect, axis=-1), fractions
 
 
+@jax.jit
 def _summarise(
-    found: dict[str, tuple[np.ndarray, np.ndarray]], key: jax.Array | None
+    found: dict[str, tuple[jax.Array, jax.Array]], key: jax.Array | None
 ) -> dict[str, UnitEffects]:
     """Adds intervals to what `patch_site` found."""
     effect, fraction = (
-        estimate_means({site: jnp.asarray(arrays[i]).T for site, arrays in found.items()}, key)
-        for i in (0, 1)
+        estimate_means({site: arrays[i].T for site, arrays in found.items()}, key) for i in (0, 1)
     )
     return {
         site: UnitEffects(
             effect=effect[site],
             mediated_fraction=fraction[site],
-            effects=jnp.asarray(effects),
-            mediated_fractions=jnp.asarray(fractions),
+            effects=effects,
+            mediated_fractions=fractions,
             skipped=jnp.sum(jnp.isnan(fractions[0]), dtype=jnp.int32),
         )
         for site, (effects, fractions) in found.items()
