@@ -2,8 +2,8 @@
 
 | preset | what for | time on 2 CPU cores |
 |---|---|---|
-| smoke | does everything work? | about 1 minute, nearly all of it compiling |
-| demo | the default: small models that have learnt something | 3 to 4 minutes |
+| smoke | does everything work? | 1 to 2 minutes, nearly all of it compiling |
+| demo | the default: small models that have learnt something | about 6 minutes |
 | quick | all datasets at the demo's size | as demo, for each dataset |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
 """

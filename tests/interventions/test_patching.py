@@ -18,10 +18,11 @@ from vaejax.interventions import (
     patch_units,
     rank_agreement,
     sites,
+    unit_ids,
     unit_mask,
     unit_sites,
 )
-from vaejax.interventions import passes as passes_module
+from vaejax.interventions.passes import record, rerun
 
 
 def reconstruction(output):
@@ -182,7 +183,6 @@ def test_resampling_gives_every_input_another():
 @pytest.mark.usefixtures("quick_compilation")
 def test_only_what_changes_is_run(monkeypatch):
     rows = []
-    rerun = passes_module.rerun
 
     def counting(*args):
         rows.extend(zip(args[7], args[8], strict=True))
@@ -206,6 +206,24 @@ def test_one_program_for_each_site_whatever_the_values():
     patch_units(apply_fn, {}, normal(2, 6, 3), normal(3, 6, 3))
     # `vaejax.sites` looks at the network again, twice; nothing is compiled again.
     assert len(traces) - before == 2
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_memory_does_not_grow_with_the_number_of_patches(network):
+    apply_fn, variables, base, _ = network
+    _, activations = record(apply_fn, variables, base, ("decoder/up_1",), reconstruction, 4)
+    site = activations["decoder/up_1"]
+
+    def temporary(patches):
+        rows = jnp.zeros(patches, int)
+        arguments = base, "decoder/up_1", site, site, unit_ids(site.shape[1:]), rows, rows
+        program = rerun.lower(apply_fn, variables, *arguments, reconstruction, 4).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    one, hundred = temporary(4), temporary(400)
+    # What comes out of the loop, `[400, 1024]`, and the indices; no activations of 400 patches.
+    assert hundred - one < 1.1 * 400 * 1024 * 4
+    assert one > 4 * site[0].nbytes
 
 
 def test_progress_reaches_the_end():
