@@ -2,7 +2,7 @@
 
 | preset | what for | time on 2 CPU cores |
 |---|---|---|
-| smoke | does everything work? | 1 to 2 minutes, nearly all of it compiling |
+| smoke | does everything work? | 2 minutes, nearly all of it compiling; 1 with programs on disk |
 | demo | the default: small models that have learnt something | about 6 minutes |
 | quick | all datasets at the demo's size | as demo, for each dataset |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
