@@ -4,7 +4,8 @@
 
 One process patches whole sites, then channels, then positions: ever more units. Its peak memory
 after each is what must not grow with their number. Seconds are of a second call, which compiles
-nothing; pairs that a patch does not change need no pass and are not counted as patches.
+nothing. Patches are counted that change the output; those that change nothing at their own site
+need no pass.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 
 import jax
 import numpy as np
@@ -30,8 +31,11 @@ def get(
     """
     path = None if directory is None else directory / "readouts" / f"{source.name}.npz"
     if path is not None and path.exists():
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return FactorReadout.from_arrays(arrays)
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                return FactorReadout.from_arrays(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            console.print(f"{path} cannot be read, training anew")
     console.print(f"{source.name}: training the factor read-out, {preset.readout_steps} steps")
     readout = train_readout(source, jax.random.key(_KEY), steps=preset.readout_steps)
     for factor, accuracy, error in zip(

@@ -1,15 +1,19 @@
 """What the sweep measures, on models and images whose every figure is known beforehand."""
 
 import dataclasses
+import io
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import struct
+from rich.console import Console
 
-from experiments import report
+from experiments import readouts, report
 from experiments.measure import measure
 from experiments.presets import PRESETS
 from vaejax.data import Factor
@@ -47,6 +51,22 @@ class Halves:
 @pytest.fixture(scope="module")
 def readout():
     return train_readout(Halves(), jax.random.key(0), steps=2, batch_size=8)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
+def test_a_damaged_read_out_is_trained_anew(tmp_path, content):
+    path = epath.Path(tmp_path) / "readouts" / "halves.npz"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    preset = dataclasses.replace(PRESET, readout_steps=2)
+    console = Console(file=io.StringIO(), width=1000)
+    trained = readouts.get(Halves(), preset, epath.Path(tmp_path), console)
+    assert "halves.npz cannot be read, training anew" in console.file.getvalue()
+    console = Console(file=io.StringIO())
+    chex.assert_trees_all_equal(
+        readouts.get(Halves(), preset, epath.Path(tmp_path), console), trained
+    )
+    assert not console.file.getvalue()  # found, not trained
 
 
 def planted(**parameters):

@@ -46,8 +46,8 @@ def bootstrap(
 
     `RESAMPLES` times, as many examples as there are get drawn with replacement and the statistic is
     computed of them; the interval holds the central `LEVEL` of the values. Resamples of which the
-    statistic is NaN are left out. With few examples it is too narrow, as every bootstrap is: by
-    about a quarter for five of them.
+    statistic is NaN are left out. With few examples it is too narrow, as every bootstrap is: for a
+    mean it is about 1.96 sqrt((n - 1) / n) / t of Student's interval, 0.63 of it for n = 5.
 
     Args:
       statistic: Maps a pytree of arrays `[N, ...]` to a pytree of floating-point arrays.
