@@ -2,6 +2,7 @@
 
 python -m experiments.analyze results/demo/runs/dsprites/vae/seed_0
 python -m experiments.analyze CHECKPOINT --out analysis
+python -m experiments.analyze CHECKPOINT --metrics dci mig --representation samples
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import cli
+from experiments.presets import METRICS, REPRESENTATIONS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,28 +23,50 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", help="write metrics.json, latents.npz and the pictures there"
     )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        type=cli.metric_name,
+        metavar="NAME",
+        help=f"measure these only: {', '.join(METRICS)}",
+    )
+    parser.add_argument(
+        "--representation",
+        choices=REPRESENTATIONS,
+        help="what the disentanglement metrics score (default: means, or the codes of a VQ-VAE)",
+    )
+    parser.add_argument(
+        "--without-passive", action="store_true", help="score without passive latents"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     args = parser().parse_args(arguments)
-    cli.run("analyze", lambda: analyze(args.checkpoint, args.out))
+    options = {
+        "names": args.metrics or METRICS,
+        "representation": args.representation,
+        "without_passive": args.without_passive,
+    }
+    cli.run("analyze", lambda: analyze(args.checkpoint, args.out, **options))
 
 
-def analyze(path: str, out: str | None) -> None:
+def analyze(path: str, out: str | None, **options: Any) -> None:
     """Measures the model of a run's directory.
 
     Args:
       path: The run's directory.
       out: Where to write what was found, if anywhere.
+      **options: What to measure, as `experiments.measure.measure` takes it.
 
     Raises:
-      UsageError: If there is no checkpoint that can be read.
+      UsageError: If there is no checkpoint that can be read, or the model lacks what is asked for.
     """
     from etils import epath
 
     from experiments import output, readouts, report, runs
+    from experiments.measure import MissingError
     from vaejax import checkpoint
 
     try:
@@ -54,8 +79,14 @@ def analyze(path: str, out: str | None) -> None:
     # The sweep's own read-out, if the run is still where the sweep has put it.
     directory = epath.Path(path).absolute()
     sweep = next((p for p in directory.parents if run.path(p) == directory), None)
-    readout = readouts.get(run.source(), run.preset, sweep, console)
-    row = runs.finish(run, restored.state, readout, epath.Path(out) if out else None)
+    readout = None
+    if "latent_effects" in options["names"]:
+        readout = readouts.get(run.source(), run.preset, sweep, console)
+    destination = epath.Path(out) if out else None
+    try:
+        row = runs.finish(run, restored.state, readout, destination, **options)
+    except MissingError as error:
+        raise cli.UsageError(f"{path}: {error}") from error
     for name in report.COLUMNS:
         if row.get(name) is not None:
             console.print(f"{name:28} {row[name]}")

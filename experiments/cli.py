@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from experiments.presets import PRESETS, Preset
+from experiments.presets import METRICS, PRESETS, Preset
 
 
 class UsageError(Exception):
@@ -53,6 +53,11 @@ def dataset_name(name: str) -> str:
     from vaejax import data
 
     return _known("dataset", name, data.names())
+
+
+def metric_name(name: str) -> str:
+    """An argparse type: something that can be measured."""
+    return _known("metric", name, METRICS)
 
 
 def natural(text: str) -> int:

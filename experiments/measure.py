@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +14,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from experiments import effects
-from experiments.presets import Preset
+from experiments import effects, scores
+from experiments.presets import METRICS, Preset
 from vaejax import metrics
 from vaejax.data import DataSource, Renderable
 from vaejax.models import VAE, FactorVAE, perplexity, reparameterize
@@ -30,11 +33,13 @@ class Measurement(NamedTuple):
       row: Columns of `results.csv`; None where a quantity is not defined for the model.
       latents: Arrays over latents, saved as `latents.npz`.
       units: Arrays over the units of each site, saved as `units.npz`.
+      scores: How each disentanglement score came about, saved as `disentanglement.json`.
     """
 
     row: dict[str, Any]
     latents: dict[str, np.ndarray]
     units: dict[str, np.ndarray]
+    scores: dict[str, Any]
 
 
 class _Encoded(NamedTuple):
@@ -44,9 +49,14 @@ class _Encoded(NamedTuple):
     samples: jax.Array  # [N, D], one draw from each posterior
     factors: jax.Array  # [N, K]
     kl: jax.Array  # [N, D], NaN where there is no posterior
+    logvar: jax.Array  # [N, D], likewise
     codes: jax.Array  # [N, P], of width 0 where there are none
     reconstruction: jax.Array  # [N], nats
     squared_error: jax.Array  # [N], mean over pixels
+
+
+class MissingError(Exception):
+    """The model does not have what is asked for; the message is one line."""
 
 
 def measure(
@@ -54,20 +64,33 @@ def measure(
     variables: Variables,
     source: DataSource,
     preset: Preset,
-    readout: metrics.FactorReadout,
+    readout: metrics.FactorReadout | None,
+    *,
+    names: Collection[str] = METRICS,
+    representation: str | None = None,
+    without_passive: bool = False,
 ) -> Measurement:
     """Measures one model on images of its dataset.
 
     Reconstructions are decoded from posterior means. The latents of a VQ-VAE are the coordinates
-    of its encoder's output before quantisation: it has no posterior, hence no KL and no active
-    latents, and interventions on its latents are quantised before they are decoded.
+    of its encoder's output before quantisation, and its disentanglement is that of its codes: it
+    has no posterior, hence no KL and no active latents, and interventions on its latents are
+    quantised before they are decoded.
 
     Args:
       model: The model.
       variables: Its variables.
       source: Its dataset. Factors are intervened on if it can draw any combination of them.
       preset: How many images.
-      readout: The dataset's, which states effects in units of factors.
+      readout: The dataset's, which states effects in units of factors; None if no effects of
+        latents are asked for.
+      names: What to measure, of `presets.METRICS`; reconstruction and KL are measured in any case.
+      representation: What the disentanglement metrics score, of `presets.REPRESENTATIONS`; None
+        for the posterior means, or the codes of a VQ-VAE.
+      without_passive: Score only latents that are not passive on these images.
+
+    Raises:
+      MissingError: The model does not have this representation, or no passive latents.
     """
     if isinstance(model, FactorVAE):
         # Its discriminator is for training; without it, it shares the programs of the other VAEs.
@@ -78,8 +101,13 @@ def measure(
     has_posterior = encoded.codes.size == 0
     kl = encoded.kl.mean(0)
     active = metrics.active_latents(kl) if has_posterior else None
-    gap = metrics.mig(np.asarray(encoded.latents), np.asarray(encoded.factors))
+    types = metrics.variable_types(np.asarray(encoded.logvar)) if has_posterior else None
     few = encoded.latents[: preset.ces_examples], encoded.factors[: preset.ces_examples]
+    scored = _representation(model, encoded, representation)
+    if without_passive:
+        if types is None:
+            raise MissingError("a VQ-VAE has no posterior, so none of its latents is passive")
+        scored = dataclasses.replace(scored, active=~types.passive)
 
     row: dict[str, Any] = {
         "reconstruction": float(encoded.reconstruction.mean()),
@@ -88,31 +116,79 @@ def measure(
         "latents": encoded.latents.shape[1],
         "kl": float(kl.sum()) if has_posterior else None,
         "active_latents": int(active.sum()) if active is not None else None,
+        "mixed_latents": int(types.mixed.sum()) if types else None,
+        "passive_latents": int(types.passive.sum()) if types else None,
         **_code_usage(model, encoded.codes),
-        "mig": gap.score,
-        "readout_accuracy": float(readout.accuracy.mean()),
-        "readout_error": float(readout.error.mean()),
     }
-    latents: dict[str, Any] = {
-        "kl": kl,
-        "mutual_information": gap.mutual_information,
-        "readout_accuracy": readout.accuracy,
-        "readout_error": readout.error,
-    }
-    units: dict[str, Any] = {}
-    parts = [effects.latent_effects(model, variables, few[0], encoded.samples, active, readout)]
-    if not has_posterior:
+    latents: dict[str, Any] = {"kl": kl}
+    if readout is not None:
+        row["readout_accuracy"] = float(readout.accuracy.mean())
+        row["readout_error"] = float(readout.error.mean())
+        latents["readout_accuracy"], latents["readout_error"] = readout.accuracy, readout.error
+
+    def of_scores() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return scores.disentanglement(
+            scored, names=names, scored=preset.scored_examples, votes=preset.votes
+        )
+
+    def of_latents() -> tuple[dict[str, Any], dict[str, Any]]:
+        assert readout is not None
+        return effects.latent_effects(model, variables, few[0], encoded.samples, active, readout)
+
+    def of_codes() -> tuple[dict[str, Any], dict[str, Any]]:
         images, _ = source.batch(jax.random.key(_KEY), preset.ces_examples)
-        parts.append(effects.code_effects(model, variables, images, preset.latent_dim))
+        return effects.code_effects(model, variables, images, preset.latent_dim)
+
+    parts: dict[str, Callable[[], tuple[dict[str, Any], ...]]] = {"scores": of_scores}
+    if "latent_effects" in names:
+        parts["latent_effects"] = of_latents
+    if "code_effects" in names and not has_posterior:
+        parts["code_effects"] = of_codes
     if isinstance(source, Renderable):
-        for part in (effects.factor_effects, effects.mediation):
-            columns, of_latents, of_units = part(model, variables, source, few[1])
-            parts.append((columns, of_latents))
-            units |= of_units
-    for columns, arrays in parts:
+        for name, part in (
+            ("factor_effects", effects.factor_effects),
+            ("mediation", effects.mediation),
+        ):
+            if name in names:
+                parts[name] = functools.partial(part, model, variables, source, few[1])
+
+    found = dict(zip(parts, _at_once(list(parts.values())), strict=True))
+    record = found["scores"][2]
+    units: dict[str, Any] = {}
+    for name, (columns, arrays, *rest) in found.items():
         row |= columns
         latents |= arrays
-    return Measurement(row, _to_numpy(latents), _to_numpy(units))
+        if name in ("factor_effects", "mediation"):
+            units |= rest[0]
+    return Measurement(row, _to_numpy(latents), _to_numpy(units), record)
+
+
+_Result = TypeVar("_Result")
+
+
+def _at_once(parts: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    """The results of independent parts, each in a thread: compiling takes one core for each."""
+    pool = ThreadPoolExecutor(len(parts))
+    try:
+        return [future.result() for future in [pool.submit(part) for part in parts]]
+    finally:
+        # Interrupted, nobody waits for programs that are still compiling.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _representation(model: nn.Module, encoded: _Encoded, name: str | None) -> scores.Representation:
+    """What the disentanglement metrics score."""
+    has_posterior = encoded.codes.size == 0
+    there = ("means", "samples") if has_posterior else ("codes", "pooled")
+    name = name or there[0]
+    if name not in there:
+        raise MissingError(f"this model has {' and '.join(there)}, and no {name}")
+    if name == "pooled":
+        latents: Any = metrics.pooled_codes(np.asarray(encoded.codes), model.codebook_size)
+    else:
+        of_name = {"means": encoded.latents, "samples": encoded.samples, "codes": encoded.codes}
+        latents = np.asarray(of_name[name])
+    return scores.Representation(name, latents, np.asarray(encoded.factors))
 
 
 def _to_numpy(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -139,15 +215,18 @@ def _encode(
         out: Any = model.apply(variables, images)
         if isinstance(out, VQOutput):
             latents = out.encoded.reshape(_BATCH, -1)
-            samples, kl, codes = latents, jnp.full_like(latents, jnp.nan), out.codes
+            samples, kl = latents, jnp.full_like(latents, jnp.nan)
+            logvar, codes = kl, out.codes.reshape(_BATCH, -1)
         else:
             latents, samples = out.posterior.mean, reparameterize(sample_key, out.posterior)
-            kl, codes = kl_divergence(out.posterior), jnp.zeros((_BATCH, 0), jnp.int32)
+            kl, logvar = kl_divergence(out.posterior), out.posterior.logvar
+            codes = jnp.zeros((_BATCH, 0), jnp.int32)
         encoded = _Encoded(
             latents,
             samples,
             factors,
             kl,
+            logvar,
             codes,
             model.likelihood.negative_log_likelihood(images, out.logits),
             jnp.square(images - out.reconstruction).mean((1, 2, 3)),

@@ -14,6 +14,13 @@ import dataclasses
 
 MODELS = ("vae", "beta_vae", "factor_vae", "beta_tc_vae", "dip_vae_ii", "vq_vae")
 DATASETS = ("dsprites",)
+# What can be measured, and the representations that disentanglement metrics can score.
+DISENTANGLEMENT = (
+    *("mig", "dci", "sap", "factor_vae_score", "beta_vae_score"),
+    *("modularity_rm", "explicitness", "irs", "infomec"),
+)
+METRICS = (*DISENTANGLEMENT, "latent_effects", "code_effects", "factor_effects", "mediation")
+REPRESENTATIONS = ("means", "samples", "codes", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,11 @@ class Preset:
       learning_rate: Adam's.
       steps: Steps of each run.
       chunk: Steps between two checkpoints.
-      examples: Images that reconstruction, KL, MIG and the aggregate posterior are measured on.
+      examples: Images that reconstruction, KL, information and the aggregate posterior are
+        measured on.
+      scored_examples: How many of them classifiers of the disentanglement metrics get, two thirds
+        to train and one to test.
+      votes: Sets that the FactorVAE and beta-VAE scores learn from; half as many are judged.
       ces_examples: Images that are intervened on.
       readout_steps: Steps of training the factor read-out.
       optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
@@ -53,7 +64,9 @@ class Preset:
     learning_rate: float = 1e-4
     steps: int = 300_000
     chunk: int = 1_000
-    examples: int = 10_000
+    examples: int = 15_000
+    scored_examples: int = 15_000
+    votes: int = 10_000
     ces_examples: int = 64
     readout_steps: int = 2_000
     optimize: bool = True
@@ -72,6 +85,9 @@ DEMO = Preset(
     learning_rate=1e-3,
     steps=1_500,
     chunk=250,
+    examples=10_000,
+    scored_examples=3_000,
+    votes=1_000,
     ces_examples=32,
 )
 
@@ -85,7 +101,9 @@ PRESETS = {
         batch_size=8,
         steps=20,
         chunk=10,
-        examples=100,
+        examples=150,
+        scored_examples=150,
+        votes=20,
         ces_examples=8,
         readout_steps=20,
         optimize=False,

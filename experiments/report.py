@@ -52,10 +52,24 @@ METRICS = [
     "latents",
     "kl",
     "active_latents",
+    "mixed_latents",
+    "passive_latents",
     "dead_latents",
     "perplexity",
     "dead_codes",
+    "dci_disentanglement",
+    "dci_completeness",
+    "dci_informativeness",
     "mig",
+    "sap",
+    "factor_vae_score",
+    "beta_vae_score",
+    "modularity_rm",
+    "explicitness",
+    "irs",
+    "infom",
+    "infoc",
+    "infoe",
     *WITH_INTERVAL,
     "circuit_modularity_null",
     "circuit_modularity_p",
@@ -72,7 +86,7 @@ METRICS = [
 
 # The last column is the only one that two runs of the same command do not share.
 COLUMNS = [
-    *("dataset", "source", "model", "seed", "status", "steps"),
+    *("dataset", "source", "model", "seed", "status", "steps", "representation"),
     *METRICS[: METRICS.index(WITH_INTERVAL[0])],
     *(name + end for name in WITH_INTERVAL for end in ("", "_low", "_high")),
     *METRICS[METRICS.index(WITH_INTERVAL[-1]) + 1 :],
@@ -88,6 +102,7 @@ _SHOWN = {
     "ces_calibrated": ("CES\ncal.", ".2f"),
     "specificity_factor": ("spec.\nfactor", ".2f"),
     "circuit_modularity": ("circuit\nmod.", ".2f"),
+    "dci_disentanglement": ("\nDCI-D", ".2f"),
     "mig": ("\nMIG", ".3f"),
 }
 

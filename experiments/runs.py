@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,7 +133,7 @@ def complete(out: epath.Path, group: Sequence[Run], console: Console) -> None:
         if run in unfinished:
             console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
             seconds_each = round(seconds / len(group), 2)
-            finish(run, state, readout, run.path(out), train_seconds=seconds_each)
+            finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
 
 
 def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
@@ -175,19 +175,22 @@ def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Tra
 def finish(
     run: Run,
     state: TrainState,
-    readout: FactorReadout,
+    readout: FactorReadout | None,
     path: epath.Path | None,
-    **columns: Any,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measures a trained run.
 
     Args:
       run: The run.
       state: Its state at the end.
-      readout: The factor read-out of its dataset.
-      path: Where to write `latents.npz`, `units.npz`, the pictures and, last, `metrics.json`; None
-        to write nothing.
-      **columns: What else to put into the row.
+      readout: The factor read-out of its dataset; None if no effects of latents are measured.
+      path: Where to write `latents.npz`, `units.npz`, `disentanglement.json`, the pictures and,
+        last, `metrics.json`; None to write nothing.
+      columns: What else to put into the row.
+      **options: What to measure, as `measure` takes it.
 
     Returns:
       The run's row of `results.csv`.
@@ -203,13 +206,14 @@ def finish(
     }
     if diverged_at < 0:
         model = run.recipe().model
-        measurement = measure(model, state.variables, source, run.preset, readout)
+        measurement = measure(model, state.variables, source, run.preset, readout, **options)
         row |= measurement.row
         if path is not None:
             files.write_npz(path / "latents.npz", measurement.latents)
             files.write_npz(path / "units.npz", measurement.units)
+            files.write_json(path / "disentanglement.json", measurement.scores)
             pictures.draw(path, model, state.variables, source, measurement.latents)
-    row |= columns
+    row |= columns or {}
     if path is not None:
         files.write_json(path / "metrics.json", row)
     return row

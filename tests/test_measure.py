@@ -86,7 +86,7 @@ def planted(**parameters):
 def test_every_figure_of_a_model_that_ignores_its_input(readout):
     # Logits are 0 and stay 0 whatever the latents: every pixel is decoded as 1/2.
     model, variables = planted(encoder__mean__bias=MEAN, encoder__logvar__bias=LOGVAR)
-    row, latents, _ = measure(model, variables, Halves(), PRESET, readout)
+    row, latents, *_ = measure(model, variables, Halves(), PRESET, readout)
     kl = 0.5 * (MEAN**2 + np.exp(LOGVAR) - 1 - LOGVAR)
     np.testing.assert_allclose(latents["kl"], kl, atol=1e-6)
     assert row["kl"] == pytest.approx(kl.sum(), rel=1e-5)
@@ -110,7 +110,7 @@ def test_effects_of_a_linear_decoder(readout):
     """Posterior means are 0; pixels are `1/2 + slope z_0 / 4`, to first order in the slope."""
     slope = 1e-3
     model, variables = planted(decoder__logits__kernel=np.array([[slope], [0.0]]))
-    row, latents, _ = measure(model, variables, Halves(), PRESET, readout)
+    row, latents, *_ = measure(model, variables, Halves(), PRESET, readout)
     # sigmoid'(0) = 1/4, sixteen pixels, mean |v| over -3 .. 3 is 12/7.
     step = slope / 4 * math.sqrt(PIXELS)
     np.testing.assert_allclose(latents["ces_fixed"], [step * 12 / 7, 0], rtol=1e-3)
@@ -132,7 +132,7 @@ def test_a_latent_that_carries_the_factor_mediates_its_effect(readout):
         encoder__logvar__bias=np.array([-4.0, 0.0]),
         decoder__logits__kernel=np.array([[2.0], [0.0]]),
     )
-    row, latents, units = measure(model, variables, Halves(), PRESET, readout)
+    row, latents, units, _ = measure(model, variables, Halves(), PRESET, readout)
     np.testing.assert_allclose(latents["factor_latents"], [[1, 0], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(units["factor_encoder/mean"], [[1, 0], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(latents["mediated_fraction"][0], [1, 0], atol=1e-5)

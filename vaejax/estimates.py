@@ -20,6 +20,7 @@ LEVEL = 0.95
 RESAMPLES = 1000
 """Resamples of a bootstrap, and draws from a null."""
 
+_FEW = 256  # examples, whose resamples are small enough to be constants, 1 MB
 _COLUMNS_AT_ONCE = 1024  # means whose intervals are computed at once
 _AT_ONCE = 2**22  # numbers that the means of resamples may take up at once, 16 MiB in float32
 
@@ -97,7 +98,7 @@ def bootstrap_mean(
       (Array([2., 0.], dtype=float32), Array([2., 3.], dtype=float32))
     """
     means_of, n = _arrays(means_of)
-    counts = _counts(_resamples(key, n))
+    counts = _resamples(key, n, _counts)
     size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(means_of))
 
     def of_resamples(index: jax.Array) -> Any:
@@ -253,9 +254,15 @@ def _counts(drawn: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows: jnp.bincount(rows, length=len(rows)))(drawn)
 
 
-def _resamples(key: jax.Array | None, n: int) -> jax.Array:
-    """Which examples each resample draws, `[RESAMPLES, N]`."""
-    return _draw(jax.random.key(0) if key is None else key, n)
+def _resamples(
+    key: jax.Array | None, n: int, of_drawn: Callable[[jax.Array], jax.Array] = lambda drawn: drawn
+) -> jax.Array:
+    """Which examples each resample draws, `[RESAMPLES, N]`, or what is made of that."""
+    if key is None and n <= _FEW:
+        # Constants of the program: to compile the draws takes longer than all else of an estimate.
+        with jax.ensure_compile_time_eval():
+            return of_drawn(_draw(jax.random.key(0), n))
+    return of_drawn(_draw(jax.random.key(0) if key is None else key, n))
 
 
 def _arrays(examples: Any) -> tuple[Any, int]:

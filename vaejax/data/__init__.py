@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vaejax.data.arrays import ArraySource
 from vaejax.data.dsprites import DSprites
 from vaejax.data.dsprites_genuine import GenuineDSprites, load_genuine
 from vaejax.data.errors import DataError
@@ -24,6 +25,7 @@ from vaejax.data.protocols import DataSource, Factor, Renderable
 from vaejax.errors import unknown_name
 
 __all__ = [
+    "ArraySource",
     "DSprites",
     "DataError",
     "DataSource",

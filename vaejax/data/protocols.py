@@ -39,7 +39,7 @@ class DataSource(Protocol):
 
     @property
     def origin(self) -> str:
-        """`"genuine"` (the published images) or `"redrawn"` (ours, drawn in JAX)."""
+        """`"genuine"` (the published images), `"redrawn"` (ours, drawn in JAX) or `"own"`."""
         ...
 
     @property

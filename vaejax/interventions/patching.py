@@ -264,7 +264,8 @@ def patch_site(
       progress: See `patch_units`.
     """
     n, num = len(total), int(ids.max()) + 1
-    units, examples = np.nonzero(_changed(base, donor, ids, num))
+    # On the host: JAX would compile `nonzero` anew for every number of rows.
+    units, examples = np.nonzero(np.asarray(_changed(base, donor, ids, num)))
     # A patch that changes nothing has no effect and mediates nothing.
     effects = np.zeros((num, n), np.float32)
     nothing = mediated_fractions(jnp.zeros_like(total), total, tau)

@@ -1,4 +1,4 @@
-"""The mutual information gap against hand-computed tables and the reference's conventions."""
+"""Mutual information, its gap and modularity: hand-computed tables, the reference, invariances."""
 
 import collections
 import math
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from worlds import NAMES, REFERENCE, world
 
-from vaejax.metrics import mig
+from vaejax.metrics import mig, modularity, mutual_information
 
-FIELDS = ("score", "gaps", "mutual_information", "entropies")
+FIELDS = ("score", "per_factor", "matrix")
 
 
 def grid_factors(*sizes, repeats=1):
@@ -48,14 +49,13 @@ def test_perfect_code_scores_one():
     factors = grid_factors(2, 3, 4)
     result = mig(factors[:, [2, 0, 1]] * [-1.0, 5.0, 0.1] + 3.0, factors)
     assert result.score == pytest.approx(1.0, abs=1e-12)
-    np.testing.assert_allclose(result.gaps, 1.0)
-    np.testing.assert_allclose(result.entropies, np.log([2, 3, 4]))
+    np.testing.assert_allclose(result.per_factor, 1.0)
     np.testing.assert_allclose(
-        result.mutual_information,
+        result.matrix,
         [[0, 0, np.log(4)], [np.log(2), 0, 0], [0, np.log(3), 0]],
         atol=1e-12,
     )
-    assert (result.num_constant_factors, result.num_dead_latents, result.reason) == (0, 0, None)
+    assert (result.num_skipped_factors, result.num_dead_latents, result.reason) == (0, 0, None)
 
 
 def test_two_by_two_table_by_hand():
@@ -63,11 +63,11 @@ def test_two_by_two_table_by_hand():
     factors = np.array([0, 0, 0, 1, 0, 1, 1, 1])[:, None]
     latents = np.array([0, 0, 0, 0, 1, 1, 1, 1.0])[:, None]
     information = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    result = mig(latents, factors)
-    assert result.mutual_information[0, 0] == pytest.approx(information, rel=1e-12)
-    assert result.entropies[0] == pytest.approx(math.log(2), rel=1e-12)
+    found = mutual_information(latents, factors)
+    assert found.matrix[0, 0] == pytest.approx(information, rel=1e-12)
+    assert found.entropies[0] == pytest.approx(math.log(2), rel=1e-12)
     # A single latent: the runner-up has no information.
-    assert result.score == pytest.approx(information / math.log(2), rel=1e-12)
+    assert mig(latents, factors).score == pytest.approx(information / math.log(2), rel=1e-12)
 
 
 def test_gap_is_between_the_two_best():
@@ -94,7 +94,7 @@ def test_independent_noise_scores_near_zero():
 
 def test_duplicated_latents_score_zero():
     factors = grid_factors(3, 4)
-    np.testing.assert_array_equal(mig(np.repeat(factors, 2, axis=1), factors).gaps, 0.0)
+    np.testing.assert_array_equal(mig(np.repeat(factors, 2, axis=1), factors).per_factor, 0.0)
 
 
 def test_literals():
@@ -102,10 +102,10 @@ def test_literals():
     result = mig(*reversed(smooth_codes()))
     np.testing.assert_allclose(result.score, 0.5536294170496411, rtol=1e-9)
     np.testing.assert_allclose(
-        result.gaps, [0.9673709573828508, 0.5957087676889605, 0.0978085260771118], rtol=1e-9
+        result.per_factor, [0.9673709573828508, 0.5957087676889605, 0.0978085260771118], rtol=1e-9
     )
     np.testing.assert_allclose(
-        result.mutual_information,
+        result.matrix,
         [
             [1.0986122886681096, 0.010464061947783222, 0.011584832285521993],
             [0.008356866950155018, 1.272789419861825, 0.003489855654790705],
@@ -121,9 +121,9 @@ def test_equals_pairwise_counts(bins):
     factors, latents = smooth_codes()
     expected = [[naive_mutual_information(z, g, bins) for g in factors.T] for z in latents.T]
     result = mig(latents, factors, bins=bins)
-    np.testing.assert_allclose(result.mutual_information, expected, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(result.matrix, expected, rtol=1e-10, atol=1e-14)
     second, best = np.sort(expected, axis=0)[-2:]
-    np.testing.assert_allclose(result.gaps, (best - second) / np.log([3, 4, 5]), atol=1e-12)
+    np.testing.assert_allclose(result.per_factor, (best - second) / np.log([3, 4, 5]), atol=1e-12)
 
 
 @st.composite
@@ -150,12 +150,12 @@ def test_invariances(problem, random):
         np.testing.assert_array_equal(getattr(shuffled, field), getattr(expected, field))
 
     permuted = mig(latents[:, columns], factors)
-    np.testing.assert_array_equal(permuted.gaps, expected.gaps)
-    np.testing.assert_array_equal(permuted.mutual_information, expected.mutual_information[columns])
+    np.testing.assert_array_equal(permuted.per_factor, expected.per_factor)
+    np.testing.assert_array_equal(permuted.matrix, expected.matrix[columns])
 
     relabelled = mig(latents, 10 * permutation(6)[factors + 2] - 7)
     with_dead = mig(np.column_stack([latents, np.full(n, 3.0)]), factors)
-    for field in ("score", "gaps", "entropies"):
+    for field in ("score", "per_factor"):
         np.testing.assert_allclose(getattr(relabelled, field), getattr(expected, field), atol=1e-12)
         np.testing.assert_array_equal(getattr(with_dead, field), getattr(expected, field))
     assert with_dead.num_dead_latents == expected.num_dead_latents + 1
@@ -164,13 +164,13 @@ def test_invariances(problem, random):
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(problems())
 def test_bounds(problem):
-    result = mig(*problem)
-    assert (result.mutual_information >= 0.0).all()
-    assert (result.mutual_information <= result.entropies + 1e-12).all()
-    gaps = result.gaps[~np.isnan(result.gaps)]
+    result, found = mig(*problem), mutual_information(*problem)
+    assert (found.matrix >= 0.0).all()
+    assert (found.matrix <= found.entropies + 1e-12).all()
+    gaps = result.per_factor[~np.isnan(result.per_factor)]
     assert ((gaps >= 0.0) & (gaps <= 1.0 + 1e-12)).all()
-    assert (result.reason is None) == (not np.isnan(result.gaps).any())
-    assert np.isnan(result.score) == (result.num_constant_factors == problem[1].shape[1])
+    assert (result.reason is None) == (not np.isnan(result.matrix).any())
+    assert np.isnan(result.score) == (result.num_skipped_factors == problem[1].shape[1])
 
 
 def test_constant_factor_is_left_out_with_a_reason():
@@ -178,22 +178,23 @@ def test_constant_factor_is_left_out_with_a_reason():
     latents = factors.astype(float)
     result = mig(latents, np.insert(factors, 1, 7, axis=1))
     assert result.score == mig(latents, factors).score
-    np.testing.assert_array_equal(np.isnan(result.gaps), [False, True, False])
-    assert result.num_constant_factors == 1
+    np.testing.assert_array_equal(np.isnan(result.per_factor), [False, True, False])
+    assert result.num_skipped_factors == 1
     assert result.reason == "constant factors: [1]"
 
 
 def test_all_factors_constant_is_nan_with_a_reason():
     result = mig(np.arange(8.0).reshape(4, 2), np.full((4, 2), 5))
     assert math.isnan(result.score)
-    assert result.num_constant_factors == 2
+    assert result.num_skipped_factors == 2
     assert result.reason == "constant factors: [0, 1]"
 
 
 def test_all_latents_dead_scores_zero():
     result = mig(np.ones((6, 3)), grid_factors(2, 3))
-    assert (result.score, result.num_dead_latents, result.reason) == (0.0, 3, None)
-    np.testing.assert_array_equal(result.mutual_information, 0.0)
+    assert (result.score, result.num_dead_latents) == (0.0, 3)
+    assert result.reason == "dead latents: [0, 1, 2]"
+    np.testing.assert_array_equal(mutual_information(np.ones((6, 3)), grid_factors(2, 3)).matrix, 0)
 
 
 @pytest.mark.parametrize(
@@ -231,3 +232,84 @@ def test_fewer_examples_than_classes():
 def test_wrong_arguments_are_named(latents, factors, bins, message):
     with pytest.raises(ValueError, match=message):
         mig(latents, factors, bins=bins)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name):
+    latents, factors, _ = world(name)
+    expected, found = REFERENCE[name], mutual_information(latents, factors)
+    np.testing.assert_allclose(found.matrix, expected["mutual_information"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.entropies, expected["entropies"], rtol=1e-9)
+    assert mig(latents, factors).score == pytest.approx(expected["mig"], rel=1e-9)
+    with_dead = modularity(latents, factors).with_dead
+    assert with_dead == pytest.approx(expected["modularity"], rel=1e-9)
+
+
+def test_modularity_by_hand():
+    # Information of a latent in nats: ln 2 about its factor, ln 2 about two, 0.13 about one.
+    factors = grid_factors(2, 2, repeats=4)
+    a, b = factors.T
+    unsure = np.where(np.arange(16) % 4 == 0, 1 - a, a)  # [[6, 2], [2, 6]] against a
+    result = modularity(np.stack([a, a + 2 * b, unsure], axis=1), factors)
+    leaning = mutual_information(unsure[:, None], factors).matrix[0]
+    np.testing.assert_allclose(
+        result.per_latent, [1, 0, 1 - leaning.min() ** 2 / leaning.max() ** 2], atol=1e-12
+    )
+    assert result.score == pytest.approx(result.per_latent.mean())
+    assert result.with_dead == result.score
+
+
+def test_modularity_says_what_is_undefined():
+    factors = grid_factors(2, 3)
+    latents = factors.astype(float)
+    assert modularity(latents, factors[:, :1]).reason == "fewer than two factors vary"
+    dead = modularity(np.ones((6, 2)), factors)
+    assert math.isnan(dead.score)
+    assert dead.with_dead == 0.0
+    assert "no live latent" in dead.reason
+    # Varies, and has nothing to do with either factor: left out of the mean, 0 in the reference.
+    unrelated = np.tile(factors, (2, 1)), np.repeat([0.0, 1.0], 6)
+    result = modularity(np.column_stack([unrelated[0], unrelated[1]]), unrelated[0])
+    assert (result.score, result.with_dead) == pytest.approx((1.0, 2 / 3))
+    np.testing.assert_array_equal(np.isnan(result.per_latent), [False, False, True])
+    assert result.reason == "some latent has no information of any factor"
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(problems(), st.randoms(use_true_random=False))
+def test_modularity_invariances(problem, random):
+    latents, factors = problem
+    expected = modularity(latents, factors)
+    columns = random.sample(range(latents.shape[1]), latents.shape[1])
+    permuted = modularity(latents[:, columns], 3 * factors[:, ::-1] + 1)
+    np.testing.assert_allclose(permuted.score, expected.score)
+    np.testing.assert_allclose(permuted.per_latent, expected.per_latent[columns], atol=1e-9)
+    ends = np.full((len(latents), 1), 1)
+    more = modularity(np.hstack([latents, ends]), np.hstack([ends, factors]))
+    np.testing.assert_array_equal(more.score, expected.score)
+    assert more.num_dead_latents == expected.num_dead_latents + 1
+    assert more.num_skipped_factors == expected.num_skipped_factors + 1
+
+
+@pytest.mark.parametrize("metric", [mig, modularity])
+def test_passive_latents_are_left_out_on_request(metric):
+    latents, factors, _ = world("dead")
+    active = np.array([True, True, True, True, True, False])
+    result = metric(latents, factors, active=active)
+    without = metric(latents[:, :5], factors)
+    assert (result.score, result.with_dead) == (without.score, without.with_dead)
+    assert (result.num_dead_latents, result.num_passive_latents) == (2, 1)
+    assert np.isnan(result.matrix[[1, 3, 5]]).all()
+    assert result.reason == "dead latents: [1, 3]; latents left out: [5]"
+
+
+@pytest.mark.parametrize("metric", [mig, modularity])
+def test_codes_are_counted_and_not_binned(metric):
+    # 40 codes for 40 classes: bins of equal width would merge them in pairs.
+    factors = np.stack([np.arange(400) % 40, np.arange(400) // 40], axis=1)
+    codes = (7 * factors[:, :1]) % 40
+    result = metric(np.hstack([codes, factors[:, 1:]]), factors, discrete=True)
+    assert result.score == pytest.approx(1.0)
+    assert result.matrix[0, 0] == pytest.approx(math.log(40))
+    assert result.estimator == "counts, latents are codes"
+    assert metric(codes.astype(float), factors).estimator.startswith("20 bins of equal width")

@@ -1,0 +1,94 @@
+"""A source of images that are already in memory: your own dataset."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vaejax.data.errors import DataError
+from vaejax.data.protocols import Factor
+
+
+@flax.struct.dataclass
+class ArraySource:
+    """Images and factors of N examples that are given; batches draw from them with replacement.
+
+    A pytree: pass it to jitted functions as an argument, as every source. Factors may be
+    correlated, and not every combination of them need exist, so images cannot be asked for by
+    factor: interventions on factors need a `Renderable`.
+
+    Attributes:
+      images: `[N, H, W, C]` float32 in [0, 1].
+      labels: `[N, K]` int32 classes.
+      factors: The K factors.
+      name: The dataset.
+
+    Example:
+      >>> source = ArraySource.of(np.zeros((5, 8, 8, 1)), [[0, 2], [1, 0], [0, 1], [1, 2], [0, 0]])
+      >>> [factor.size for factor in source.factors]
+      [2, 3]
+      >>> images, factors = source.batch(jax.random.key(0), 16)
+      >>> images.shape, factors.shape
+      ((16, 8, 8, 1), (16, 2))
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    factors: tuple[Factor, ...] = flax.struct.field(pytree_node=False)
+    name: str = flax.struct.field(pytree_node=False, default="own")
+
+    @classmethod
+    def of(cls, images: ArrayLike, labels: ArrayLike, name: str = "own") -> ArraySource:
+        """A source of arrays, with factors `factor_0`, `factor_1` and so on.
+
+        Args:
+          images: `[N, H, W, C]` numbers in [0, 1].
+          labels: `[N, K]` classes, integers from 0.
+          name: What to call the dataset.
+
+        Raises:
+          DataError: A shape or dtype is not the one above, or a label is negative.
+        """
+        shape, classes = np.shape(images), np.asarray(labels)
+        if len(shape) != 4 or not shape[0]:
+            raise DataError(f"{name}: expected images [N, H, W, C], not empty, got {shape}")
+        if classes.ndim != 2 or len(classes) != shape[0] or classes.dtype.kind not in "iu":
+            raise DataError(
+                f"{name}: expected integer labels [N, K], N = {shape[0]}, "
+                f"got {classes.dtype} {classes.shape}"
+            )
+        if classes.min() < 0:
+            raise DataError(f"{name}: expected labels from 0, got {classes.min()}")
+        sizes = classes.max(axis=0) + 1
+        factors = tuple(Factor(f"factor_{k}", int(size)) for k, size in enumerate(sizes))
+        return cls(jnp.asarray(images, jnp.float32), jnp.asarray(classes, jnp.int32), factors, name)
+
+    @property
+    def origin(self) -> str:
+        """`"own"`."""
+        return "own"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """Draws `n` examples uniformly, with replacement.
+
+        Args:
+          key: PRNG key.
+          n: Number of examples, static under jit.
+
+        Returns:
+          Images `[n, H, W, C]` float32 and their factors `[n, K]` int32.
+        """
+        chosen = jax.random.randint(key, (n,), 0, len(self.images))
+        return self.images[chosen], self.labels[chosen]
