@@ -37,8 +37,8 @@ class Measurement(NamedTuple):
     """
 
     row: dict[str, Any]
-    latents: dict[str, np.ndarray]
-    units: dict[str, np.ndarray]
+    latents: dict[str, Any]
+    units: dict[str, Any]
     scores: dict[str, Any]
 
 
@@ -97,70 +97,100 @@ def measure(
         model = VAE(model.encoder, model.decoder, model.likelihood)
         params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
         variables = {**variables, "params": params}
-    encoded, (mean, mean_square) = _encode(model, variables, source, n=preset.examples)
-    has_posterior = encoded.codes.size == 0
-    kl = encoded.kl.mean(0)
-    active = metrics.active_latents(kl) if has_posterior else None
-    types = metrics.variable_types(np.asarray(encoded.logvar)) if has_posterior else None
-    few = encoded.latents[: preset.ces_examples], encoded.factors[: preset.ces_examples]
+    encoded, moments = _encode(model, variables, source, n=preset.examples)
+    types = None
+    if encoded.codes.size == 0:
+        types = metrics.variable_types(np.asarray(encoded.logvar))
     scored = _representation(model, encoded, representation)
     if without_passive:
         if types is None:
             raise MissingError("a VQ-VAE has no posterior, so none of its latents is passive")
         scored = dataclasses.replace(scored, active=~types.passive)
 
+    def disentanglement() -> Measurement:
+        columns, arrays, record = scores.disentanglement(
+            scored, names=names, scored=preset.scored_examples, votes=preset.votes
+        )
+        return Measurement(columns, arrays, {}, record)
+
+    effects_of = _effects(model, variables, source, preset, readout, encoded)
+    parts = [disentanglement, *(part for name, part in effects_of.items() if name in names)]
+    whole = Measurement(*_basics(model, encoded, moments, types, readout), {}, {})
+    for found in _at_once(parts):
+        for wanted, part in zip(whole, found, strict=True):
+            wanted.update(part)
+    return whole._replace(latents=_to_numpy(whole.latents), units=_to_numpy(whole.units))
+
+
+def _basics(
+    model: nn.Module,
+    encoded: _Encoded,
+    moments: jax.Array,
+    types: metrics.VariableTypes | None,
+    readout: metrics.FactorReadout | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns and arrays that are measured in any case."""
+    mean, mean_square = moments
+    kl = encoded.kl.mean(0)
     row: dict[str, Any] = {
         "reconstruction": float(encoded.reconstruction.mean()),
         "mse": float(encoded.squared_error.mean()),
         "mse_mean_image": float((mean_square - mean**2).mean()),
         "latents": encoded.latents.shape[1],
-        "kl": float(kl.sum()) if has_posterior else None,
-        "active_latents": int(active.sum()) if active is not None else None,
-        "mixed_latents": int(types.mixed.sum()) if types else None,
-        "passive_latents": int(types.passive.sum()) if types else None,
+        **dict.fromkeys(("kl", "active_latents", "mixed_latents", "passive_latents")),
         **_code_usage(model, encoded.codes),
     }
+    if types is not None:
+        row["kl"] = float(kl.sum())
+        row["active_latents"] = int(metrics.active_latents(kl).sum())
+        row["mixed_latents"] = int(types.mixed.sum())
+        row["passive_latents"] = int(types.passive.sum())
     latents: dict[str, Any] = {"kl": kl}
     if readout is not None:
         row["readout_accuracy"] = float(readout.accuracy.mean())
         row["readout_error"] = float(readout.error.mean())
         latents["readout_accuracy"], latents["readout_error"] = readout.accuracy, readout.error
+    return row, latents
 
-    def of_scores() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return scores.disentanglement(
-            scored, names=names, scored=preset.scored_examples, votes=preset.votes
+
+def _effects(
+    model: nn.Module,
+    variables: Variables,
+    source: DataSource,
+    preset: Preset,
+    readout: metrics.FactorReadout | None,
+    encoded: _Encoded,
+) -> dict[str, Callable[[], Measurement]]:
+    """What is measured by intervening on this model, by the names that `--metrics` takes."""
+    has_posterior = encoded.codes.size == 0
+    latents, factors = (
+        array[: preset.ces_examples] for array in (encoded.latents, encoded.factors)
+    )
+
+    def latent_effects() -> Measurement:
+        assert readout is not None
+        active = metrics.active_latents(encoded.kl.mean(0)) if has_posterior else None
+        found = effects.latent_effects(model, variables, latents, encoded.samples, active, readout)
+        return Measurement(*found, {}, {})
+
+    def code_effects() -> Measurement:
+        images, _ = source.batch(jax.random.key(_KEY), preset.ces_examples)
+        return Measurement(
+            *effects.code_effects(model, variables, images, preset.latent_dim), {}, {}
         )
 
-    def of_latents() -> tuple[dict[str, Any], dict[str, Any]]:
-        assert readout is not None
-        return effects.latent_effects(model, variables, few[0], encoded.samples, active, readout)
+    def factor_effects() -> Measurement:
+        return Measurement(*effects.factor_effects(model, variables, source, factors), {})
 
-    def of_codes() -> tuple[dict[str, Any], dict[str, Any]]:
-        images, _ = source.batch(jax.random.key(_KEY), preset.ces_examples)
-        return effects.code_effects(model, variables, images, preset.latent_dim)
+    def mediation() -> Measurement:
+        return Measurement(*effects.mediation(model, variables, source, factors), {})
 
-    parts: dict[str, Callable[[], tuple[dict[str, Any], ...]]] = {"scores": of_scores}
-    if "latent_effects" in names:
-        parts["latent_effects"] = of_latents
-    if "code_effects" in names and not has_posterior:
-        parts["code_effects"] = of_codes
+    there: dict[str, Callable[[], Measurement]] = {"latent_effects": latent_effects}
+    if not has_posterior:
+        there["code_effects"] = code_effects
     if isinstance(source, Renderable):
-        for name, part in (
-            ("factor_effects", effects.factor_effects),
-            ("mediation", effects.mediation),
-        ):
-            if name in names:
-                parts[name] = functools.partial(part, model, variables, source, few[1])
-
-    found = dict(zip(parts, _at_once(list(parts.values())), strict=True))
-    record = found["scores"][2]
-    units: dict[str, Any] = {}
-    for name, (columns, arrays, *rest) in found.items():
-        row |= columns
-        latents |= arrays
-        if name in ("factor_effects", "mediation"):
-            units |= rest[0]
-    return Measurement(row, _to_numpy(latents), _to_numpy(units), record)
+        there |= {"factor_effects": factor_effects, "mediation": mediation}
+    return there
 
 
 _Result = TypeVar("_Result")

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -117,23 +118,58 @@ def result(out: epath.Path, run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def complete(out: epath.Path, group: Sequence[Run], console: Console) -> None:
-    """Trains and measures the runs of a group, going on from wherever they are.
+def complete(
+    out: epath.Path,
+    grid: Iterable[Run],
+    console: Console,
+    on_measured: Callable[[], object] = lambda: None,
+) -> None:
+    """Trains and measures runs, going on from wherever they are.
 
-    A run is finished when its `metrics.json` exists, which is written last. All runs of a group
-    train to the end before the first is measured, so a group in which any run is finished has only
-    measuring left.
+    A group is measured while the next one trains: much of measuring is the host's work, such as
+    growing trees and compiling, which leaves a core or an accelerator idle. A run is finished when
+    its `metrics.json` exists, which is written last. All runs of a group train to the end before
+    the first is measured, so a group in which any run is finished has only measuring left.
+
+    Args:
+      out: The output directory.
+      grid: The runs.
+      console: Told about progress.
+      on_measured: Called when a group has been measured.
     """
-    unfinished = [run for run in group if result(out, run) is None]
-    if not unfinished:
-        return
-    states, seconds = _train(out, group, console)
+    measuring: Future[None] | None = None
+    pool = ThreadPoolExecutor(1)
+    try:
+        # Backwards, as the VQ-VAE takes longest to measure: nothing trains beside the last group.
+        for group in reversed(groups(grid)):
+            if all(result(out, run) is not None for run in group):
+                continue
+            states, seconds = _train(out, group, console)
+            if measuring is not None:
+                measuring.result()  # no more than two groups are in memory
+            measuring = pool.submit(_measure, out, group, states, seconds, console, on_measured)
+        if measuring is not None:
+            measuring.result()
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _measure(
+    out: epath.Path,
+    group: Sequence[Run],
+    states: TrainState,
+    seconds: float,
+    console: Console,
+    on_measured: Callable[[], object],
+) -> None:
+    """Measures the trained runs of a group that are not finished."""
     readout = readouts.get(group[0].source(), group[0].preset, out, console)
     for run, state in zip(group, unstack(states), strict=True):
-        if run in unfinished:
+        if result(out, run) is None:
             console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
             seconds_each = round(seconds / len(group), 2)
             finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
+    on_measured()
 
 
 def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:

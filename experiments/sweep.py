@@ -76,11 +76,14 @@ def sweep(preset: Preset, out: str, *, fresh: bool = False) -> None:
     directory = epath.Path(out)
     with output.claim(directory, dataclasses.asdict(preset), fresh=fresh):
         grid = runs.grid(preset)
-        for group in runs.groups(grid):
-            runs.complete(directory, group, console)
+
+        def write() -> list[report.Row]:
             finished = [row for run in grid if (row := runs.result(directory, run))]
             report.write(directory, finished)
-        report.show(console, finished)
+            return finished
+
+        runs.complete(directory, grid, console, write)
+        report.show(console, write())
         console.print(f"wrote {directory / 'results.csv'} and summary.csv; pictures in runs/")
 
 

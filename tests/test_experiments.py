@@ -76,6 +76,8 @@ def test_the_sweep_leaves_one_row_per_run(finished):
         assert bool(row["kl"]) == bool(row["active_latents"]) == gaussian
         assert bool(row["ces_code_swap"]) == (not gaussian)
         assert bool(row["perplexity"]) == (not gaussian)
+        assert row["representation"] == ("means" if gaussian else "codes")
+        assert 0 <= float(row["dci_informativeness"]) <= 1
         assert float(row["reconstruction"]) > 0
         size = 32 * 32
         assert float(row["ces_fixed_rms"]) == pytest.approx(float(row["ces_fixed"]) / size**0.5)
@@ -88,7 +90,7 @@ def test_the_sweep_leaves_arrays_pictures_and_history(finished):
     with np.load(run_directory / "latents.npz", allow_pickle=False) as arrays:
         assert arrays["ces_fixed"].mean() == pytest.approx(row["ces_fixed"], rel=1e-6)
         assert arrays["kl"].sum() == pytest.approx(row["kl"], rel=1e-6)
-        assert arrays["mutual_information"].shape == (10, 5)
+        assert arrays["mig_matrix"].shape == arrays["dci_disentanglement_matrix"].shape == (10, 5)
         assert arrays["factor_latents"].shape == arrays["mediated_fraction"].shape == (5, 10)
         assert np.all(arrays["ces_fixed_low"] <= arrays["ces_fixed"])
     with np.load(run_directory / "units.npz", allow_pickle=False) as arrays:
@@ -152,6 +154,25 @@ def test_analyze_measures_the_same_again(environment, finished, tmp_path):
             assert set(same) == set(arrays)
             for array in arrays:
                 np.testing.assert_array_equal(same[array], arrays[array])
+
+
+def test_analyze_measures_what_is_asked_for(environment, finished):
+    run_directory = finished[0] / "runs/dsprites/vq_vae/seed_0"
+    options = ("--metrics", "mig", "sap", "--representation", "pooled")
+    done = run(environment, "analyze", run_directory, *options)
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert printed["representation"] == "pooled"
+    assert {"mig", "sap"} < set(printed)
+    assert not {"irs", "ces_fixed", "readout_error", "pairs"} & set(printed)
+    there = json.loads((run_directory / "disentanglement.json").read_text())
+    assert there["sap"]["representation"] == "codes"
+    assert float(printed["sap"]) != there["sap"]["score"]
+
+    refused = run(environment, "analyze", run_directory, "--metrics", "mig", "--without-passive")
+    assert refused.returncode == 2
+    assert "a VQ-VAE has no posterior" in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_train_gives_the_row_of_the_sweep(environment, finished, tmp_path):
@@ -256,6 +277,8 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         ("sweep", ["--steps", "0"], "1 or more"),
         ("train", [], "--model"),
         ("analyze", ["nowhere"], "no checkpoint in"),
+        ("analyze", ["nowhere", "--metrics", "mgi"], "did you mean 'mig'?"),
+        ("tradeoff", ["nowhere"], "no results.csv in nowhere"),
         ("sweep", ["--out", "README.md"], "cannot use README.md as output directory"),
     ],
 )

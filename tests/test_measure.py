@@ -13,8 +13,8 @@ from etils import epath
 from flax import struct
 from rich.console import Console
 
-from experiments import readouts, report
-from experiments.measure import measure
+from experiments import presets, readouts, report, scores
+from experiments.measure import MissingError, measure
 from experiments.presets import PRESETS
 from vaejax.data import Factor
 from vaejax.metrics import train_readout
@@ -23,7 +23,7 @@ from vaejax.models import VAE, Discriminator, FactorVAE, MLPDecoder, MLPEncoder
 SHAPE = (4, 4, 1)
 PIXELS = math.prod(SHAPE)
 MEAN, LOGVAR = np.array([0.5, 0.0], np.float32), np.array([-1.0, 0.0], np.float32)
-PRESET = dataclasses.replace(PRESETS["smoke"], examples=1000, ces_examples=4)
+PRESET = dataclasses.replace(PRESETS["smoke"], examples=1000, scored_examples=300, ces_examples=4)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -159,6 +159,45 @@ def test_every_column_is_in_the_table_and_intervals_hold_their_value(readout):
     for name in with_interval:
         slack = 1e-5 * abs(row[name])
         assert row[f"{name}_low"] - slack <= row[name] <= row[f"{name}_high"] + slack, name
+
+
+def test_only_what_is_asked_for_is_scored():
+    """`z_0` is the mean pixel with little noise, `z_1` is passive: its posterior is the prior."""
+    model, variables = planted(
+        encoder__mean__kernel=np.array([1 / PIXELS, 0.0]),
+        encoder__logvar__bias=np.array([-6.0, 0.0]),
+    )
+    arguments = model, variables, Halves(), PRESET, None
+    names = ("mig", "dci", "beta_vae_score")
+    found = measure(*arguments, names=names)
+    assert found.row["representation"] == "means"
+    assert (found.row["mixed_latents"], found.row["passive_latents"]) == (0, 1)
+    # A latent without noise that is one factor, a dead latent, and a factor that none is.
+    np.testing.assert_allclose(found.latents["mig_per_factor"], [1, 0], atol=0.01)
+    assert found.scores["mig"]["dead_latents"] == 1
+    assert found.scores["mig"]["reason"] == "dead latents: [1]"
+    assert found.row["dci_informativeness"] == pytest.approx(0.75, abs=0.1)
+    assert found.row["beta_vae_score"] > 0.9
+    assert not {"sap", "irs", "ces_fixed", "pairs"} & set(found.row)
+
+    sampled = measure(*arguments, names=("mig",), representation="samples")
+    assert sampled.row["representation"] == "samples"
+    assert sampled.scores["mig"]["dead_latents"] == 0
+    np.testing.assert_allclose(sampled.latents["mig_per_factor"], [1, 0], atol=0.05)
+    without = measure(*arguments, names=("mig",), representation="samples", without_passive=True)
+    assert without.scores["mig"]["passive_latents_left_out"] == 1
+    assert np.isnan(without.latents["mig_matrix"][1]).all()
+    with pytest.raises(MissingError, match="this model has means and samples, and no codes"):
+        measure(*arguments, names=(), representation="codes")
+
+
+def test_every_name_is_scored_and_has_its_columns(readout):
+    assert set(scores._METRICS) == set(presets.DISENTANGLEMENT)
+    model, variables = planted(encoder__mean__kernel=np.linspace(-1, 1, 32).reshape(PIXELS, 2))
+    found = measure(model, variables, Halves(), PRESET, readout, names=presets.DISENTANGLEMENT)
+    start, end = report.METRICS.index("dci_disentanglement"), report.METRICS.index("infoe")
+    assert set(found.scores) == set(report.METRICS[start : end + 1])
+    assert {name for name in found.scores if found.row[name] is None} == set()
 
 
 def test_the_discriminator_is_left_out(readout):

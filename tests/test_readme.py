@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -34,3 +36,12 @@ def test_a_model_of_ones_own_is_analysed_in_under_20_lines():
     assert sites == "dict_keys(['encoder', 'code', 'decoder', 'pixels'])"
     assert fraction.startswith("Estimate(value=Array(")
     assert len(best.strip("[]").split()) == 5
+
+
+def test_the_metrics_example_finds_the_latent_of_each_factor():
+    example = next(example for example in EXAMPLES if "metrics.dci" in example)
+    reason, *rows = run(example).splitlines()
+    assert reason == "dead latents: [2]"
+    # Each latent is all of its own factor, but for the noise that trees find about orientation.
+    importances = np.array([[float(x) for x in row.strip("[] ").split()] for row in rows])
+    np.testing.assert_array_equal(np.delete(importances[[0, 1, 3, 4]], 2, axis=1), np.eye(4))
