@@ -27,6 +27,7 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
 	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.metrics
 
 clean:
 	rm -rf .venv

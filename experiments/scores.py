@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.cli import UsageError
 from vaejax import metrics
 from vaejax.data import ArraySource
 from vaejax.metrics import Score
@@ -53,7 +54,10 @@ class _Problem:
 
 
 def _dci(problem: _Problem) -> dict[str, Score]:
-    found = metrics.dci(*problem.train, test=problem.test, seed=_SEED, **problem.options)
+    try:
+        found = metrics.dci(*problem.train, test=problem.test, seed=_SEED, **problem.options)
+    except ImportError as error:  # LightGBM needs a library that not every system has
+        raise UsageError(str(error)) from error
     return {
         "dci_disentanglement": found.disentanglement,
         "dci_completeness": found.completeness,
@@ -120,6 +124,7 @@ def disentanglement(
       estimated, how many latents were dead and why something is undefined.
     """
     everything = representation.latents, representation.factors
+    scored = min(scored, len(representation.latents))
     cut = 2 * scored // 3
     problem = _Problem(
         everything,

@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from vaejax.metrics.disentanglement.columns import scaled, standardised
 from vaejax.metrics.disentanglement.fitting import fitting
-from vaejax.metrics.disentanglement.information import count_information
+from vaejax.metrics.disentanglement.information import class_entropies, count_information
 from vaejax.metrics.disentanglement.scores import Examples, Score, features, read, score
 
 _PRUNE_BELOW = 1 / 20
@@ -143,8 +142,7 @@ def _entering(examples: Examples) -> NDArray[np.bool_]:
 def _normalised_information(
     examples: Examples, entering: NDArray[np.bool_], neighbors: int, seed: int
 ) -> NDArray[np.float64]:
-    counts = [np.bincount(factor) for factor in examples.classes.T]
-    entropies = np.array([special.entr(count / count.sum()).sum() for count in counts])
+    entropies = class_entropies(examples.classes)
     kept = examples.latents[:, entering]
     if examples.discrete:
         return count_information(kept, examples.classes) / entropies
@@ -152,10 +150,10 @@ def _normalised_information(
     from sklearn.feature_selection import mutual_info_classif
 
     columns = standardised(kept)
-    information = np.zeros((columns.shape[1], len(counts)))
+    information = np.zeros((columns.shape[1], len(entropies)))
     with fitting():
         for i, k in np.ndindex(information.shape):
-            if counts[k].max() > 1:
+            if np.bincount(examples.classes[:, k]).max() > 1:
                 # One at a time: each latent meets the same noise, whatever latents are beside it.
                 (information[i, k],) = mutual_info_classif(
                     columns[:, [i]],

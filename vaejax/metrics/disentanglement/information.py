@@ -57,7 +57,7 @@ def mutual_information(
     found = score(examples, 0.0, estimator="", matrix=_information(examples, bins))
     assert found.matrix is not None
     entropies = np.zeros(len(examples.varying))
-    entropies[examples.varying] = _entropies(examples)
+    entropies[examples.varying] = class_entropies(examples.classes)
     return MutualInformation(np.nan_to_num(found.matrix, nan=0.0), entropies)
 
 
@@ -104,7 +104,7 @@ def mig(
     examples = read(latents, factors, active=active, discrete=discrete)
     information = _information(examples, bins)
     runner_up, best = np.sort(np.pad(information, ((2, 0), (0, 0))), axis=0)[-2:]
-    gaps = (best - runner_up) / _entropies(examples)
+    gaps = (best - runner_up) / class_entropies(examples.classes)
     return score(
         examples,
         gaps.mean() if gaps.size else math.nan,
@@ -212,6 +212,12 @@ def count_information(left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArra
     return np.stack([_mutual_information(_joint_counts(left, code)) for code in right.T], axis=1)
 
 
+def class_entropies(classes: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Entropy `[K]` in nats of the columns `[N, K]`, which hold codes `0 .. size - 1`."""
+    counts = [np.bincount(factor) for factor in classes.T]
+    return np.array([special.entr(count / count.sum()).sum() for count in counts])
+
+
 def _information(examples: Examples, bins: int) -> NDArray[np.float64]:
     if bins < 1:
         raise ValueError(f"expected bins >= 1, got {bins}")
@@ -229,11 +235,6 @@ def _joint_counts(codes: NDArray[np.intp], classes: NDArray[np.intp]) -> NDArray
     shape = (codes.shape[1], int(codes.max()) + 1, int(classes.max()) + 1)
     cells = np.ravel_multi_index((np.arange(shape[0]), codes, classes[:, None]), shape)
     return np.bincount(cells.ravel(), minlength=math.prod(shape)).reshape(shape)
-
-
-def _entropies(examples: Examples) -> NDArray[np.float64]:
-    counts = [np.bincount(factor) for factor in examples.classes.T]
-    return np.array([special.entr(count / count.sum()).sum() for count in counts])
 
 
 def _mutual_information(counts: NDArray[np.intp]) -> NDArray[np.float64]:
