@@ -106,21 +106,21 @@ def dci(
         raise ValueError(f"expected estimator {' or '.join(ESTIMATORS)}, got {estimator!r}")
     examples = read(latents, factors, active=active, discrete=discrete)
     held = held_out(examples, test)
-    found = reference = _fit(examples, held, estimator, seed)
+    importances, accuracies = with_dead = _fit(examples, held, estimator, seed)
     if estimator == "sklearn-gbt" and examples.num_dead:
         # Dead latents matter to it: the order in which it tries latents decides ties.
-        reference = _fit(examples, held, estimator, seed, with_dead=True)
+        with_dead = _fit(examples, held, estimator, seed, with_dead=True)
     text = ESTIMATORS[estimator]
     return DCI(
-        _disentanglement(examples, found[0], reference[0], text),
-        _completeness(examples, found[0], reference[0], text),
+        _disentanglement(examples, importances, with_dead[0], text),
+        _completeness(examples, importances, with_dead[0], text),
         score(
             examples,
-            found[1].mean() if found[1].size else math.nan,
+            accuracies.mean() if accuracies.size else math.nan,
             estimator=text,
-            per_factor=found[1],
-            matrix=found[0],
-            with_dead=reference[1].mean() if found[1].size else math.nan,
+            per_factor=accuracies,
+            matrix=importances,
+            with_dead=with_dead[1].mean() if accuracies.size else math.nan,
         ),
     )
 
