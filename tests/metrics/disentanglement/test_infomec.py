@@ -6,9 +6,11 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from scipy import special
+from sklearn.feature_selection import mutual_info_classif
 from worlds import NAMES, REFERENCE, world
 
-from vaejax.metrics.disentanglement.infomec import infomec
+from vaejax.metrics.disentanglement.infomec import infomec, nearest_information
 
 GRID = np.tile(np.indices((3, 4, 5)).reshape(3, -1).T, (5, 1))
 NAMED = ("infom", "infoc", "infoe")
@@ -221,3 +223,47 @@ def test_wrong_arguments_are_named(arguments, message):
     given = {"latents": np.zeros((4, 2)), "factors": np.zeros((4, 1), int)} | arguments
     with pytest.raises(ValueError, match=message):
         infomec(**given)
+
+
+def naive_information(column, classes, neighbors):
+    """The estimate of Ross, example by example."""
+    counts = {label: int((classes == label).sum()) for label in set(classes.tolist())}
+    kept = [i for i in range(len(column)) if counts[classes[i]] > 1]
+    terms = []
+    for i in kept:
+        others = [j for j in kept if j != i and classes[j] == classes[i]]
+        k = min(neighbors, len(others))
+        radius = np.nextafter(sorted(abs(column[j] - column[i]) for j in others)[k - 1], 0)
+        within = sum(abs(column[j] - column[i]) <= radius for j in kept)
+        n = counts[classes[i]]
+        terms.append(special.digamma(k) - special.digamma(n) - special.digamma(within))
+    return max(0.0, special.digamma(len(kept)) + np.mean(terms)) if kept else 0.0
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(6, 3), (30, 25), (40, 2), (150, 6), (5, 100)])
+@pytest.mark.parametrize("spread", [1.0, 1e-9, 1e9])
+def test_nearest_neighbours_are_those_of_a_loop(n, sizes, spread):
+    rng = np.random.default_rng(n)
+    classes = rng.integers(0, sizes, n)
+    column = 1e3 + spread * (rng.normal(size=n) + 0.3 * classes)
+    for neighbors in (1, 3, 10):
+        found = nearest_information(column, classes, neighbors)
+        assert found == pytest.approx(naive_information(column, classes, neighbors), abs=1e-12)
+
+
+def test_equals_scikit_learn_on_classes_that_are_not_small():
+    rng = np.random.default_rng(0)
+    classes = np.arange(900) % 12
+    factors = np.stack([classes, classes % 3], axis=1)
+    columns = np.stack([rng.normal(size=900), classes + rng.normal(size=900), classes // 3], axis=1)
+    found = infomec(columns, factors, seed=5).infom.matrix
+    for k, (factor, size) in enumerate(zip(factors.T, (12, 3), strict=True)):
+        for i, column in enumerate(columns.T):
+            reference = mutual_info_classif(
+                ((column - column.mean()) / column.std())[:, None],
+                factor,
+                discrete_features=False,
+                n_neighbors=10,
+                random_state=5,
+            )
+            assert found[i, k] == pytest.approx(reference[0] / math.log(size), rel=1e-9)

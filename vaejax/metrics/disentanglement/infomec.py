@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from vaejax.metrics.disentanglement.columns import scaled, standardised
 from vaejax.metrics.disentanglement.fitting import fitting
@@ -95,7 +96,7 @@ def infomec(
     information = np.full((len(entering), examples.classes.shape[1]), np.nan)
     information[entering] = _normalised_information(examples, entering, neighbors, seed)
     estimator = (
-        f"{'counts' if discrete else f'scikit-learn mutual_info_classif, {neighbors} neighbours'}, "
+        f"{'counts' if discrete else f'{neighbors} nearest neighbours'}, "
         f"{(~entering).sum()} latents pruned"
     )
     pruned = [] if entering.all() else [f"latents pruned: {_places(examples.live, ~entering)}"]
@@ -147,22 +148,73 @@ def _normalised_information(
     if examples.discrete:
         return count_information(kept, examples.classes) / entropies
 
-    from sklearn.feature_selection import mutual_info_classif
-
-    columns = standardised(kept)
-    information = np.zeros((columns.shape[1], len(entropies)))
-    with fitting():
-        for i, k in np.ndindex(information.shape):
-            if np.bincount(examples.classes[:, k]).max() > 1:
-                # One at a time: each latent meets the same noise, whatever latents are beside it.
-                (information[i, k],) = mutual_info_classif(
-                    columns[:, [i]],
-                    examples.classes[:, k],
-                    discrete_features=False,
-                    n_neighbors=neighbors,
-                    random_state=seed,
-                )
+    information = np.zeros((kept.shape[1], len(entropies)))
+    for i, column in enumerate(standardised(kept).T):
+        # Every latent meets the same noise, whatever latents are beside it.
+        noise = np.random.RandomState(seed).standard_normal(len(column))
+        column = column + 1e-10 * max(1.0, np.abs(column).mean()) * noise
+        information[i] = [nearest_information(column, g, neighbors) for g in examples.classes.T]
     return information / entropies
+
+
+def nearest_information(
+    column: NDArray[np.float64], classes: NDArray[np.intp], neighbors: int
+) -> float:
+    """Mutual information in nats of numbers `[N]` and classes `[N]`, from nearest neighbours.
+
+    The estimate of Ross: r is a little less than the distance of an example's k-th neighbour within
+    its class of n examples, m counts all the examples within r, itself among them, and
+
+        I = psi(N) + mean psi(k) - mean psi(n) - mean psi(m)
+
+    Examples that are alone in their class are left out; 0 if all are, or if the estimate is below.
+    scikit-learn's `mutual_info_classif` gives the same for classes of more than 2 k examples; in
+    smaller ones it rounds distances more coarsely, and may count the k-th neighbour itself.
+    """
+    order = np.lexsort((column, classes))
+    column, classes = column[order], classes[order]
+    _, first, inverse, counts = np.unique(
+        classes, return_index=True, return_inverse=True, return_counts=True
+    )
+    size, start = counts[inverse], first[inverse]
+    shared = size > 1
+    if not shared.any():
+        return 0.0
+    column, size, start = column[shared], size[shared], start[shared]
+    # Places among those that are left, class by class and sorted within each.
+    start = start - np.cumsum(~shared)[shared]
+    place, k = np.arange(len(column)), np.minimum(neighbors, size - 1)
+    distance = np.full(len(column), np.inf)
+    for below in range(int(k.max()) + 1):  # so many of the k neighbours are below
+        low, high = place - below, place - below + k
+        inside = (below <= k) & (low >= start) & (high < start + size)
+        apart = np.maximum(
+            column - column[np.where(inside, low, place)],
+            column[np.where(inside, high, place)] - column,
+        )
+        distance = np.where(inside, np.minimum(distance, apart), distance)
+    within = _count_within(column, np.nextafter(distance, 0))
+    psi = special.digamma
+    estimate = psi(len(column)) + (psi(k) - psi(size) - psi(within)).mean()
+    return max(0.0, float(estimate))
+
+
+def _count_within(column: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many of the numbers `[N]` are no farther from each of them than its radius `[N]`."""
+    ordered = np.sort(column)
+    first = np.searchsorted(ordered, column - radius)
+    last = np.searchsorted(ordered, column + radius, side="right")
+    # The sums are rounded more coarsely than the distances that count: mend what is next to the
+    # ends, where a neighbour that defines the radius lies.
+    ends = np.concatenate([[-np.inf], ordered, [np.inf]])
+    while True:
+        right = (ends[last + 1] - column <= radius).astype(int)
+        right -= ends[last] - column > radius
+        left = (column - ends[first] <= radius).astype(int)
+        left -= column - ends[first + 1] > radius
+        if not (right.any() or left.any()):
+            return last - first
+        last, first = last + right, first - left
 
 
 def _concentration(information: NDArray[np.float64]) -> NDArray[np.float64]:
