@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +115,9 @@ def measure(
     effects_of = _effects(model, variables, source, preset, readout, encoded)
     parts = [disentanglement, *(part for name, part in effects_of.items() if name in names)]
     whole = Measurement(*_basics(model, encoded, moments, types, readout), {}, {})
-    for found in _at_once(parts):
-        for wanted, part in zip(whole, found, strict=True):
-            wanted.update(part)
+    for part in parts:
+        for wanted, found in zip(whole, part(), strict=True):
+            wanted.update(found)
     return whole._replace(latents=_to_numpy(whole.latents), units=_to_numpy(whole.units))
 
 
@@ -191,19 +190,6 @@ def _effects(
     if isinstance(source, Renderable):
         there |= {"factor_effects": factor_effects, "mediation": mediation}
     return there
-
-
-_Result = TypeVar("_Result")
-
-
-def _at_once(parts: Sequence[Callable[[], _Result]]) -> list[_Result]:
-    """The results of independent parts, each in a thread: compiling takes one core for each."""
-    pool = ThreadPoolExecutor(len(parts))
-    try:
-        return [future.result() for future in [pool.submit(part) for part in parts]]
-    finally:
-        # Interrupted, nobody waits for programs that are still compiling.
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _representation(model: nn.Module, encoded: _Encoded, name: str | None) -> scores.Representation:

@@ -3,7 +3,7 @@
 | preset | what for | time on 2 CPU cores |
 |---|---|---|
 | smoke | does everything work? | 2 minutes, nearly all of it compiling; 1 with programs on disk |
-| demo | the default: small models that have learnt something | about 6 minutes |
+| demo | the default: small models that have learnt something | 6 to 7 minutes |
 | quick | all datasets at the demo's size | as demo, for each dataset |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
 """
