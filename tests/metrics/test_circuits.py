@@ -208,15 +208,17 @@ def test_encoder_analogue(params):
     )
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_jit_vmap_and_chunks(params):
     def score(params, latents, chunk=None):
         return circuit_modularity(lambda z: sites(params, z), latents, VALUES, chunk=chunk)
 
     models = [params, jax.tree.map(jnp.sin, params)]
     codes = [LATENTS, 2 * LATENTS]
+    alone = jax.jit(score)
     looped = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
-        *(score(p, z) for p, z in zip(models, codes, strict=True)),
+        *(alone(p, z) for p, z in zip(models, codes, strict=True)),
     )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     with jax.checking_leaks():

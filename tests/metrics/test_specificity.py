@@ -122,6 +122,7 @@ def test_active_mask():
     assert jnp.isnan(score(jnp.array([False, False, True])))  # the only active one is dead
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("specificity", [specificity_pixel, specificity_factor])
 def test_jit_vmap_and_chunks(params, specificity):
     def score(params, latents, chunk):
@@ -135,9 +136,10 @@ def test_jit_vmap_and_chunks(params, specificity):
 
     models = [params, jax.tree.map(jnp.sin, params)]
     codes = [LATENTS, 2 * LATENTS]
+    alone = jax.jit(lambda params, latents: score(params, latents, None))
     looped = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
-        *(score(p, z, None) for p, z in zip(models, codes, strict=True)),
+        *(alone(p, z) for p, z in zip(models, codes, strict=True)),
     )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     with jax.checking_leaks():
