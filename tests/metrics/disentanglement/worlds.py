@@ -1,8 +1,9 @@
 """Four small representations without a random number in them, and their scores by the references.
 
 `reference.json` has the figures that the metrics must give on them. They were made by running the
-functions of disentanglement-lib 1.5 and latent_quantization (InfoMEC, UDR from the former) on these
-arrays, with the versions that the file names.
+functions of disentanglement-lib 1.5 on these arrays, with the versions that the file names; those
+of InfoMEC and UDR, whose code does not install, by writing out the formulas of latent_quantization
+and of disentanglement_lib's repository independently.
 """
 
 import json

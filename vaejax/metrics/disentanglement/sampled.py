@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vaejax.data.protocols import DataSource, Renderable
 from vaejax.metrics.disentanglement.fitting import fitting
-from vaejax.metrics.disentanglement.scores import Examples, Score, score
+from vaejax.metrics.disentanglement.scores import Examples, Score, asked_for, score
 from vaejax.metrics.disentanglement.sets import (
     Encode,
     disagreement,
@@ -103,7 +103,7 @@ def factor_vae_score(
     population, varying, factors, spread = measure_sets(
         encode, variables, source, key, anchors, measure, sum(votes), pool, discrete, True
     )
-    asked = _asked(active, spread.shape[1])
+    asked = asked_for(active, spread.shape[1])
     live = asked & (population != population[0]).any(axis=0)
     whole = _disagreement_of(population[:, live]) if discrete else _variance_of(population[:, live])
     kept = np.sqrt(whole) >= threshold
@@ -216,7 +216,7 @@ def beta_vae_score(
     _, varying, factors, distances = measure_sets(
         encode, variables, source, key, anchors, measure, sum(votes), pool, discrete, False
     )
-    asked = _asked(active, distances.shape[1])
+    asked = asked_for(active, distances.shape[1])
     live = asked & (distances > 0).any(axis=0)
     num_factors = int(varying.sum())
     value, matrix = math.nan, np.full((int(live.sum()), num_factors), math.nan)
@@ -300,13 +300,6 @@ def _examples(
     """The record that `score` wants; there are no examples to keep."""
     latents, classes = np.zeros((0, int(live.sum()))), np.zeros((0, int(varying.sum())), np.intp)
     return Examples(latents, classes, asked, live, varying, (), (), discrete)
-
-
-def _asked(active: ArrayLike | None, d: int) -> NDArray[np.bool_]:
-    asked = np.ones(d, bool) if active is None else np.asarray(active)
-    if asked.shape != (d,) or asked.dtype != bool:
-        raise ValueError(f"expected active [D] bool, D = {d}, got {asked.dtype} {asked.shape}")
-    return asked
 
 
 def _described(votes: tuple[int, int], images: int, pool: int | None) -> str:

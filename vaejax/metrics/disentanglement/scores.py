@@ -99,9 +99,7 @@ def read(
     """
     numbers, classes = _checked(latents, factors, discrete)
     n, d = numbers.shape
-    asked = np.ones(d, bool) if active is None else np.asarray(active)
-    if asked.shape != (d,) or asked.dtype != bool:
-        raise ValueError(f"expected active [D] bool, D = {d}, got {asked.dtype} {asked.shape}")
+    asked = asked_for(active, d)
     live = asked & (numbers != numbers[0]).any(axis=0)
     varying = (classes != classes[0]).any(axis=0)
     latent_labels: tuple[NDArray[np.integer], ...] = ()
@@ -110,6 +108,18 @@ def read(
         latent_labels, kept = _encode(numbers[:, live], n)
     class_labels, codes = _encode(classes[:, varying], n)
     return Examples(kept, codes, asked, live, varying, latent_labels, class_labels, discrete)
+
+
+def asked_for(active: ArrayLike | None, d: int) -> NDArray[np.bool_]:
+    """The mask `[D]` of the latents to score; all if `active` is None.
+
+    Raises:
+      ValueError: It is not `[D]` bool.
+    """
+    asked = np.ones(d, bool) if active is None else np.asarray(active)
+    if asked.shape != (d,) or asked.dtype != bool:
+        raise ValueError(f"expected active [D] bool, D = {d}, got {asked.dtype} {asked.shape}")
+    return asked
 
 
 def held_out(
