@@ -1,9 +1,9 @@
 """Tiny genuine datasets."""
 
 import pytest
-from published import grid, members, prepare, write_npz
+from published_dsprites import grid, members, prepare, write_npz
 
-from vaejax.data.dsprites_readers import CACHE_NAME, PUBLISHED
+from vaejax.data.genuine.dsprites import CACHE_NAME, PUBLISHED
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax.data import DataError, DataSource, DSprites, Renderable, names, source
-from vaejax.data.dsprites import FACTORS
+from vaejax.data import DataError, DataSource, Renderable, names, source
+from vaejax.data.redrawn.dsprites import FACTORS
 
 SIZES = tuple(factor.size for factor in FACTORS)
 SHAPE, SCALE, ORIENTATION, X, Y = range(5)
@@ -21,12 +21,12 @@ COUNTS = {
     2: (58, 84, 108, 140, 180, 222),
 }
 
-render = jax.jit(DSprites().render)
-render_all = jax.jit(jax.vmap(DSprites().render))
+render = jax.jit(source("dsprites").render)
+render_all = jax.jit(jax.vmap(source("dsprites").render))
 
 
 def some_factors(n=256, seed=0):
-    return DSprites().batch(jax.random.key(seed), n)[1]
+    return source("dsprites").batch(jax.random.key(seed), n)[1]
 
 
 @pytest.mark.parametrize("shape", COUNTS)
@@ -39,9 +39,9 @@ def test_mean_over_the_whole_set():
     # Every image is drawn, a thousand at a time: the count is exact, and no subset's would be.
     def count(index):
         factors = jnp.stack(jnp.unravel_index(index, SIZES), axis=-1)
-        return jax.vmap(DSprites().render)(factors).sum(dtype=jnp.float32)
+        return jax.vmap(source("dsprites").render)(factors).sum(dtype=jnp.float32)
 
-    total = len(DSprites())
+    total = len(source("dsprites"))
     # A thousand images hold fewer than 2^24 pixels, so a float32 counts them without rounding.
     counts = jax.jit(lambda: jax.lax.map(count, jnp.arange(total).reshape(-1, 1024)))()
     mean = np.asarray(counts, np.int64).sum() / (total * 64 * 64)
@@ -119,7 +119,7 @@ def test_last_orientation_repeats_the_first():
 
 @pytest.mark.parametrize("image_size", [64, 32])
 def test_integer_and_float_factors_agree(image_size):
-    draw = jax.jit(jax.vmap(DSprites(image_size).render))
+    draw = jax.jit(jax.vmap(source("dsprites", image_size).render))
     factors = some_factors()
     assert jnp.array_equal(draw(factors), draw(factors.astype(jnp.float32)))
 
@@ -140,7 +140,7 @@ def test_values_outside_the_range_are_clipped():
 
 @pytest.mark.parametrize("image_size", [64, 32])
 def test_transformations_agree_with_a_loop(image_size):
-    data = DSprites(image_size)
+    data = source("dsprites", image_size)
     factors = some_factors(8)
     looped = jnp.stack([data.render(row) for row in factors])
     assert jnp.array_equal(looped, jax.vmap(data.render)(factors))
@@ -151,13 +151,13 @@ def test_transformations_agree_with_a_loop(image_size):
 def test_half_size_is_the_mean_over_blocks():
     factors = some_factors()
     full = np.asarray(render_all(factors))
-    half = np.asarray(jax.jit(jax.vmap(DSprites(32).render))(factors))
+    half = np.asarray(jax.jit(jax.vmap(source("dsprites", 32).render))(factors))
     np.testing.assert_array_equal(half, full.reshape(-1, 32, 2, 32, 2, 1).mean((2, 4)))
 
 
 @pytest.mark.parametrize("image_size", [64, 32])
 def test_batch(image_size):
-    data = DSprites(image_size)
+    data = source("dsprites", image_size)
     draw = jax.jit(data.batch, static_argnums=1)
     images, factors = draw(jax.random.key(0), 2000)
     assert images.shape == (2000, *data.image_shape)
@@ -176,8 +176,8 @@ def test_batch(image_size):
 
 def test_batch_runs_inside_scan_and_vmap():
     keys = jax.random.split(jax.random.key(0), 6)
-    scanned = jax.lax.scan(lambda carry, key: (carry, DSprites().batch(key, 4)), 0, keys)[1]
-    mapped = jax.vmap(lambda key: DSprites().batch(key, 4))(keys)
+    scanned = jax.lax.scan(lambda carry, key: (carry, source("dsprites").batch(key, 4)), 0, keys)[1]
+    mapped = jax.vmap(lambda key: source("dsprites").batch(key, 4))(keys)
     assert jnp.array_equal(scanned[0], mapped[0])
     assert jnp.array_equal(scanned[1], mapped[1])
 

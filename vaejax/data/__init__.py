@@ -13,38 +13,34 @@ Example:
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from vaejax.data.arrays import ArraySource
-from vaejax.data.dsprites import DSprites
-from vaejax.data.dsprites_genuine import GenuineDSprites, load_genuine
 from vaejax.data.errors import DataError
-from vaejax.data.protocols import DataSource, Factor, Renderable
+from vaejax.data.grid import GridSource
+from vaejax.data.protocols import DataSource, Factor, Masked, Renderable
+from vaejax.data.redrawn.source import Redrawn
 from vaejax.errors import unknown_name
 
 __all__ = [
     "ArraySource",
-    "DSprites",
     "DataError",
     "DataSource",
     "Factor",
-    "GenuineDSprites",
+    "GridSource",
+    "Masked",
+    "Redrawn",
     "Renderable",
     "names",
+    "root_directory",
     "source",
 ]
 
-
-def _dsprites(image_size: int, root: Path | None) -> DataSource:
-    return DSprites(image_size) if root is None else load_genuine(root, image_size)
-
-
-# A factory takes the image size and where the published files are, None to redraw.
-_FACTORIES: Mapping[str, Callable[[int, Path | None], DataSource]] = {
-    "dsprites": _dsprites,
-}
+_NAMES = ("dsprites",)
 
 
 def names() -> tuple[str, ...]:
@@ -53,7 +49,12 @@ def names() -> tuple[str, ...]:
     >>> "dsprites" in names()
     True
     """
-    return tuple(_FACTORIES)
+    return _NAMES
+
+
+def root_directory() -> Path:
+    """Where published images are looked for: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def source(
@@ -70,7 +71,7 @@ def source(
       image_size: Side of the square images, in pixels.
       genuine: Whether to read the published images instead of redrawing them.
       root: Where they are, which implies `genuine`: a file, or a directory to search. By default
-        the directory of tensorflow-datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+        `root_directory()`.
 
     Returns:
       The source, a pytree to pass to jitted functions.
@@ -86,8 +87,17 @@ def source(
       Traceback (most recent call last):
       vaejax.data.errors.DataError: unknown dataset 'dsprite': did you mean 'dsprites'? (one of ...)
     """
-    if name not in _FACTORIES:
+    if name not in names():
         raise DataError(unknown_name("dataset", name, names()))
-    if root is None and genuine:
-        root = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return _FACTORIES[name](image_size, None if root is None else Path(root).expanduser())
+    if genuine or root is not None:
+        where = root_directory() if root is None else Path(root).expanduser()
+        return _module("genuine", name).load(where, image_size)
+    drawing = _module("redrawn", name)
+    return Redrawn(
+        name, drawing.FACTORS, drawing.draw, drawing.segment, drawing.CHANNELS, image_size
+    )
+
+
+def _module(origin: str, name: str) -> Any:
+    module: ModuleType = importlib.import_module(f"vaejax.data.{origin}.{name}")
+    return module

@@ -1,4 +1,4 @@
-"""A source of images that are already in memory: your own dataset."""
+"""A source of images that have labels, in no particular order: your own dataset, or CelebA."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from vaejax.data.errors import DataError
 from vaejax.data.protocols import Factor
+from vaejax.data.sizes import CANVAS, resize
+from vaejax.data.storage import OnDevice, Storage
 
 
 @flax.struct.dataclass
@@ -21,10 +23,12 @@ class ArraySource:
     factor: interventions on factors need a `Renderable`.
 
     Attributes:
-      images: `[N, H, W, C]` float32 in [0, 1].
+      images: `[N, H, W, C]`, float32 in [0, 1] or uint8.
       labels: `[N, K]` int32 classes.
       factors: The K factors.
       name: The dataset.
+      origin: `"own"` or `"genuine"`.
+      halved: Whether images of 64x64 are given as 32x32, the mean over 2x2 blocks.
 
     Example:
       >>> source = ArraySource.of(np.zeros((5, 8, 8, 1)), [[0, 2], [1, 0], [0, 1], [1, 2], [0, 0]])
@@ -35,10 +39,12 @@ class ArraySource:
       ((16, 8, 8, 1), (16, 2))
     """
 
-    images: jax.Array
+    images: Storage
     labels: jax.Array
     factors: tuple[Factor, ...] = flax.struct.field(pytree_node=False)
     name: str = flax.struct.field(pytree_node=False, default="own")
+    origin: str = flax.struct.field(pytree_node=False, default="own")
+    halved: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
     def of(cls, images: ArrayLike, labels: ArrayLike, name: str = "own") -> ArraySource:
@@ -64,21 +70,28 @@ class ArraySource:
             raise DataError(f"{name}: expected labels from 0, got {classes.min()}")
         sizes = classes.max(axis=0) + 1
         factors = tuple(Factor(f"factor_{k}", int(size)) for k, size in enumerate(sizes))
-        return cls(jnp.asarray(images, jnp.float32), jnp.asarray(classes, jnp.int32), factors, name)
-
-    @property
-    def origin(self) -> str:
-        """`"own"`."""
-        return "own"
+        stored = OnDevice(jnp.asarray(images, jnp.float32))
+        return cls(stored, jnp.asarray(classes, jnp.int32), factors, name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)`."""
         _, height, width, channels = self.images.shape
-        return height, width, channels
+        return (height // 2, width // 2, channels) if self.halved else (height, width, channels)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.images.shape[0]
+
+    def decode(self, stored: jax.Array) -> jax.Array:
+        """One image as it is stored, as float32 in [0, 1]."""
+        scale = 255 if stored.dtype == jnp.uint8 else 1
+        image = stored.astype(jnp.float32) / scale
+        return resize(image, CANVAS // 2) if self.halved else image
+
+    def draw_rows(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """The examples that `batch` draws: indices `[n]` of images, and their factors `[n, K]`."""
+        rows = jax.random.randint(key, (n,), 0, len(self))
+        return rows, self.labels[rows]
 
     def batch(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
         """Draws `n` examples uniformly, with replacement.
@@ -88,7 +101,7 @@ class ArraySource:
           n: Number of examples, static under jit.
 
         Returns:
-          Images `[n, H, W, C]` float32 and their factors `[n, K]` int32.
+          Images `[n, H, W, C]` float32 in [0, 1] and their factors `[n, K]` int32.
         """
-        chosen = jax.random.randint(key, (n,), 0, len(self.images))
-        return self.images[chosen], self.labels[chosen]
+        rows, factors = self.draw_rows(key, n)
+        return jax.vmap(self.decode)(self.images.take(rows)), factors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -67,4 +68,13 @@ class Renderable(DataSource, Protocol):
 
     def render(self, factors: jax.Array) -> jax.Array:
         """The image `[H, W, C]` in [0, 1] of one factor vector `[K]` (float or integer classes)."""
+        ...
+
+
+@runtime_checkable
+class Masked(Renderable, Protocol):
+    """A source that knows where each object and part of an image is."""
+
+    def masks(self, factors: jax.Array) -> Mapping[str, jax.Array]:
+        """For each name the share of every pixel that it covers, `[H, W]` in [0, 1]."""
         ...

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published import (
+from published_dsprites import (
     SIZES,
     N,
     assert_holds_the_grid,
@@ -24,8 +24,10 @@ from published import (
     write_npz,
 )
 
-from vaejax.data import DataError, DSprites, GenuineDSprites, Renderable, source
-from vaejax.data.dsprites_readers import CACHE_NAME, PUBLISHED
+from vaejax.data import DataError, GridSource, Renderable, source
+from vaejax.data.genuine.dsprites import CACHE_NAME, PUBLISHED
+from vaejax.data.redrawn.dsprites import FACTORS
+from vaejax.data.storage import OnDevice
 
 
 def test_npz_is_put_in_the_order_of_its_labels(npz):
@@ -45,7 +47,7 @@ def test_default_root_is_that_of_tensorflow_datasets(npz, monkeypatch):
     assert_holds_the_grid(source("dsprites", genuine=True))
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(npz.parent))
-    with pytest.raises(DataError, match="tensorflow_datasets: no genuine dSprites found"):
+    with pytest.raises(DataError, match="tensorflow_datasets: no genuine dsprites found"):
         source("dsprites", genuine=True)
 
 
@@ -57,7 +59,7 @@ def test_stored_and_python2_members_are_read(tmp_path):
 
 
 def test_images_are_read_in_chunks(npz, monkeypatch):
-    monkeypatch.setattr("vaejax.data.dsprites_readers._CHUNK", 50)
+    monkeypatch.setattr("vaejax.data.genuine.dsprites._CHUNK", 50)
     assert_holds_the_grid(source("dsprites", root=npz))
 
 
@@ -171,7 +173,7 @@ heavy = {{"tensorflow", "tensorflow_datasets", "h5py", "PIL"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 vaejax.data.source("dsprites", root={str(npz)!r})
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-(vaejax.data.dsprites_readers.find(__import__("pathlib").Path({str(prepared)!r})) /
+(vaejax.data.genuine.dsprites.find(__import__("pathlib").Path({str(prepared)!r})) /
     {CACHE_NAME!r}).unlink(missing_ok=True)
 vaejax.data.source("dsprites", root={str(prepared)!r})
 assert "tensorflow_datasets" in sys.modules
@@ -184,7 +186,7 @@ assert "tensorflow" not in sys.modules
 def test_source_behaves_as_the_redrawn_one(npz):
     classes, images = grid()
     data = source("dsprites", root=npz)
-    assert isinstance(data, GenuineDSprites)
+    assert isinstance(data, GridSource)
     assert isinstance(data, Renderable)
     assert (data.name, data.origin, data.image_shape) == ("dsprites", "genuine", (64, 64, 1))
     draw = jax.jit(lambda data, key: data.batch(key, 500))
@@ -210,9 +212,9 @@ def test_images_are_an_argument_of_the_compiled_function(npz):
 
 
 def test_one_key_draws_the_same_factors_from_both_sources():
-    data = GenuineDSprites(jnp.zeros((1, 512), jnp.uint8), (3, 6, 40, 32, 32))
+    data = GridSource(OnDevice(jnp.zeros((1, 512), jnp.uint8)), "dsprites", FACTORS)
     _, genuine = data.batch(jax.random.key(3), 64)
-    _, redrawn = DSprites().batch(jax.random.key(3), 64)
+    _, redrawn = source("dsprites").batch(jax.random.key(3), 64)
     assert jnp.array_equal(genuine, redrawn)
 
 

@@ -10,20 +10,25 @@ Nothing is ever unpickled: the npz's `metadata` member, a pickle, is not read.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import math
-import os
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vaejax.data.dsprites import CANVAS, FACTORS
 from vaejax.data.errors import DataError
+from vaejax.data.genuine import files
+from vaejax.data.grid import GridSource
+from vaejax.data.protocols import Factor
+from vaejax.data.redrawn.dsprites import FACTORS
+from vaejax.data.sizes import CANVAS, check_image_size
+from vaejax.data.storage import store
+
+NAME = "dsprites"
 
 PUBLISHED = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
 """Name of the published files, before `.npz` or `.hdf5`."""
@@ -58,38 +63,45 @@ class PackedGrid(NamedTuple):
 
     Attributes:
       bits: `[N, 512]` uint8, one packed image a row, last factor fastest.
-      sizes: Number of classes of each of the five factors; their product is `N`.
+      factors: The five factors; the product of their sizes is `N`.
     """
 
     bits: np.ndarray
-    sizes: tuple[int, ...]
+    factors: tuple[Factor, ...]
+
+
+def load(root: Path, image_size: int = CANVAS) -> GridSource:
+    """Loads published dSprites data from disk; 377 MB for all 737,280 images.
+
+    Args:
+      root: A published `.npz` or `.hdf5` file, or a directory that holds one (directly or in
+        `dsprites/`), or a directory of data prepared by tensorflow-datasets.
+      image_size: 64 or 32.
+
+    Returns:
+      The source, with its images in the order of their factors whatever their order in the file.
+
+    Raises:
+      DataError: Nothing is found, the data are damaged or not in the published format, or
+        `image_size` is neither 64 nor 32.
+
+    Example:
+      >>> load(Path("no/such/directory"))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      vaejax.data.errors.DataError: no/such/directory: no genuine dsprites found; ...
+    """
+    check_image_size(NAME, image_size)
+    bits, factors = read(find(root))
+    return GridSource(store(bits), NAME, factors, image_size)
 
 
 def find(root: Path) -> Path:
-    """Finds genuine dSprites: `root` itself if it is a file, else the first match inside it.
-
-    In a directory, `root` and `root/dsprites` are searched for the published npz, then hdf5, then
-    for prepared data (the newest version).
-
-    Returns:
-      An `.npz` or `.hdf5` file, or a directory with a tensorflow-datasets `dataset_info.json`.
+    """Finds genuine dSprites: `root` itself if it is a file, else as `files.find` does.
 
     Raises:
       DataError: Nothing is found.
     """
-    if root.is_file():
-        return root
-    places = (root, root / "dsprites")
-    for suffix in (".npz", ".hdf5"):
-        for place in places:
-            if (place / f"{PUBLISHED}{suffix}").is_file():
-                return place / f"{PUBLISHED}{suffix}"
-    for place in places:
-        versions = sorted(place.glob("*.*.*/dataset_info.json"), key=_version)
-        for info in [place / "dataset_info.json", *reversed(versions)]:
-            if info.is_file():
-                return info.parent
-    raise DataError(f"{root}: no genuine dSprites found; {HOW_TO_GET}")
+    return files.find(root, NAME, (f"{PUBLISHED}.npz", f"{PUBLISHED}.hdf5"), HOW_TO_GET)
 
 
 def read(path: Path) -> PackedGrid:
@@ -116,20 +128,22 @@ def read_npz(path: Path) -> PackedGrid:
     Raises:
       DataError: The file is missing, damaged, or not a complete grid of dSprites.
     """
-    with _reading(path, "npz"), zipfile.ZipFile(path) as archive:
-        with _member(path, archive, "latents_classes") as (stream, shape, dtype):
+    with files.reading(path, "npz", HOW_TO_GET), zipfile.ZipFile(path) as archive:
+        with files.npz_member(path, archive, "latents_classes") as (stream, shape, dtype):
             _check_classes(path, "latents_classes", shape, dtype)
             classes = np.frombuffer(
-                _exactly(path, stream, math.prod(shape) * dtype.itemsize), dtype
+                files.exactly(path, stream, math.prod(shape) * dtype.itemsize), dtype
             )
-        index, sizes = _grid(path, classes.reshape(shape))
-        with _member(path, archive, "imgs") as (stream, shape, dtype):
+        index, factors = _grid(path, classes.reshape(shape))
+        with files.npz_member(path, archive, "imgs") as (stream, shape, dtype):
             _check_images(path, "imgs", shape, dtype, len(index))
 
             def load(start: int, stop: int) -> np.ndarray:
-                return np.frombuffer(_exactly(path, stream, (stop - start) * _PIXELS), np.uint8)
+                return np.frombuffer(
+                    files.exactly(path, stream, (stop - start) * _PIXELS), np.uint8
+                )
 
-            return PackedGrid(_pack(path, load, index, _CHUNK), sizes)
+            return PackedGrid(_pack(path, load, index, _CHUNK), factors)
 
 
 def read_hdf5(path: Path) -> PackedGrid:
@@ -142,7 +156,7 @@ def read_hdf5(path: Path) -> PackedGrid:
       DataError: The file is missing, damaged, or not a complete grid of dSprites, or h5py is
         missing.
     """
-    with _reading(path, "hdf5"):
+    with files.reading(path, "hdf5", HOW_TO_GET):
         import h5py
 
         with h5py.File(path, "r") as file:
@@ -152,11 +166,11 @@ def read_hdf5(path: Path) -> PackedGrid:
             images, classes = file["imgs"], file["latents/classes"]
             _check_classes(path, "/latents/classes", classes.shape, classes.dtype)
             _check_images(path, "/imgs", images.shape, images.dtype, len(classes))
-            index, sizes = _grid(path, classes[...])
+            index, factors = _grid(path, classes[...])
             # Reading across the file's own chunks would decompress each of them more than once.
             stored = images.chunks[0] if images.chunks else 1
             chunk = min(stored * max(1, _CHUNK // stored), 8 * _CHUNK)
-            return PackedGrid(_pack(path, lambda a, b: images[a:b], index, chunk), sizes)
+            return PackedGrid(_pack(path, lambda a, b: images[a:b], index, chunk), factors)
 
 
 def read_prepared(directory: Path) -> PackedGrid:
@@ -175,19 +189,7 @@ def read_prepared(directory: Path) -> PackedGrid:
     cached = _load_cache(directory)
     if cached is not None:
         return cached
-    with _reading(directory, "tensorflow-datasets"):
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(os.fspath(directory))
-        file_format = builder.info.file_format.value
-        if file_format != "array_record":
-            raise DataError(
-                f"{directory}: prepared as {file_format}, which has no random access; run "
-                "`tfds build dsprites --file_format=array_record`"
-            )
-        missing = sorted({"image", *_LABELS} - set(builder.info.features))
-        if missing:
-            raise DataError(f"{directory}: not dSprites, its records have no {missing[0]!r}")
+    with files.prepared(directory, "dSprites", {"image", *_LABELS}, HOW_TO_GET) as builder:
         records: Any = builder.as_data_source(split="train")
         rows = len(records)
         if rows > _MAX_ROWS:
@@ -201,65 +203,11 @@ def read_prepared(directory: Path) -> PackedGrid:
 
         # A record holds image and labels together, so the order is known only at the end.
         shuffled = _pack(directory, load, np.arange(rows), _CHUNK // 4)
-        index, sizes = _grid(directory, classes)
+        index, factors = _grid(directory, classes)
         bits = np.empty_like(shuffled)
         bits[index] = shuffled
-    _save_cache(directory, PackedGrid(bits, sizes))
-    return PackedGrid(bits, sizes)
-
-
-@contextlib.contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever a parser raises on missing or damaged bytes into a one-line `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; {HOW_TO_GET}") from error
-    except ImportError as error:
-        raise DataError(f"{path}: {error}; run `pip install 'vaejax[genuine]'`") from error
-    # zipfile, zlib, h5py and numpy's header parser raise a dozen unrelated types on damaged bytes.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{path}: damaged or not {kind} data ({reason})") from error
-
-
-@contextlib.contextmanager
-def _member(
-    path: Path, archive: zipfile.ZipFile, name: str
-) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """Opens one array of an npz: a stream placed at its data, its shape and its dtype."""
-    if f"{name}.npy" not in archive.namelist():
-        held = ", ".join(map(repr, archive.namelist()[:8])) or "nothing"
-        raise DataError(f"{path}: no member '{name}.npy'; the file holds {held}")
-    info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as stream:
-        shape, fortran, dtype = _header(stream)
-        if dtype.hasobject:
-            raise DataError(f"{path}: {name} holds pickled Python objects, which are not loaded")
-        if fortran or info.file_size != stream.tell() + math.prod(shape) * dtype.itemsize:
-            raise DataError(f"{path}: {name} does not have the C-order bytes that its header says")
-        yield stream, shape, dtype
-
-
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of the npy array that starts here."""
-    version = np.lib.format.read_magic(stream)
-    with warnings.catch_warnings():
-        # The published file was written by Python 2, of which numpy warns.
-        warnings.simplefilter("ignore", UserWarning)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(stream)
-        return np.lib.format.read_array_header_2_0(stream)
-
-
-def _exactly(path: Path, stream: IO[bytes], count: int) -> bytes:
-    """Reads `count` bytes; the zip checks their checksum at the end of the member."""
-    data = stream.read(count)
-    if len(data) != count:
-        raise DataError(f"{path}: truncated, {count - len(data)} bytes are missing")
-    return data
+    _save_cache(directory, PackedGrid(bits, factors))
+    return PackedGrid(bits, factors)
 
 
 def _check_classes(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -278,33 +226,10 @@ def _check_images(
         raise DataError(f"{path}: {name} is {dtype} {list(shape)}, but must be {want}")
 
 
-def _grid(path: Path, classes: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The place of each row in a complete grid, and the grid's sizes.
-
-    Args:
-      path: File named in errors.
-      classes: `[N, 6]` integers: colour, which is always 0, and the five factors.
-
-    Returns:
-      `[N]` indices, each of `0 .. N - 1` once, and the five sizes.
-
-    Raises:
-      DataError: A class is out of range, or a combination is missing or repeated.
-    """
-    highest = (0, *(size - 1 for size in _MAX_SIZES))
-    names = ("colour", *(factor.name for factor in FACTORS))
-    for name, column, top in zip(names, classes.T, highest, strict=True):
-        if column.min() < 0 or column.max() > top:
-            found = f"{column.min()} to {column.max()}"
-            raise DataError(f"{path}: {name} classes are {found}, but dSprites has 0 to {top}")
-    sizes = tuple(int(size) for size in classes[:, 1:].max(axis=0) + 1)
-    index = np.ravel_multi_index(tuple(classes[:, 1:].T.astype(np.int64)), sizes)
-    counts = np.bincount(index, minlength=math.prod(sizes))
-    if (counts != 1).any():
-        wrong = f"{(counts == 0).sum()} missing and {(counts > 1).sum()} repeated"
-        grid = " x ".join(map(str, sizes))
-        raise DataError(f"{path}: not every combination once: {wrong} in a grid of {grid}")
-    return index, sizes
+def _grid(path: Path, classes: np.ndarray) -> tuple[np.ndarray, tuple[Factor, ...]]:
+    """The place of each row `[6]` in a complete grid, and the grid's five factors."""
+    index, found = files.grid_order(path, "dSprites", classes, (Factor("colour", 1), *FACTORS))
+    return index, found[1:]
 
 
 def _pack(
@@ -319,11 +244,6 @@ def _pack(
             raise DataError(f"{path}: a pixel is {images.max()}, but dSprites has only 0 and 1")
         bits[index[start:stop]] = np.packbits(images, axis=1)
     return bits
-
-
-def _version(info: Path) -> list[int]:
-    """Sort key of `.../2.0.0/dataset_info.json`."""
-    return [int(part) if part.isdigit() else -1 for part in info.parent.name.split(".")]
 
 
 def _load_cache(directory: Path) -> PackedGrid | None:
@@ -341,17 +261,17 @@ def _load_cache(directory: Path) -> PackedGrid | None:
     )
     if not fits or bits.shape[-1] != _BYTES or bits.dtype != np.uint8:
         return None
-    return PackedGrid(bits.reshape(-1, _BYTES), sizes)
+    factors = tuple(
+        dataclasses.replace(factor, size=size) for factor, size in zip(FACTORS, sizes, strict=True)
+    )
+    return PackedGrid(bits.reshape(-1, _BYTES), factors)
 
 
 def _save_cache(directory: Path, grid: PackedGrid) -> None:
     """Writes the cache atomically, or logs why it could not."""
-    temporary = directory / f".{CACHE_NAME}.{os.getpid()}"
+    sizes = (factor.size for factor in grid.factors)
     try:
-        with open(temporary, "wb") as file:
-            np.save(file, grid.bits.reshape(*grid.sizes, _BYTES), allow_pickle=False)
-        os.replace(temporary, directory / CACHE_NAME)
+        with files.replacing(directory / CACHE_NAME) as temporary, temporary.open("wb") as file:
+            np.save(file, grid.bits.reshape(*sizes, _BYTES), allow_pickle=False)
     except OSError as error:
         _log.warning("%s: not cached, so it is decoded anew each time (%s)", directory, error)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

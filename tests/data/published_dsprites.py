@@ -129,7 +129,9 @@ def assert_holds_the_grid(data):
     assert len(data) == N
     assert tuple(factor.size for factor in data.factors) == SIZES
     # At every index: row i of the packed bits is the image whose labels unravel from i.
-    np.testing.assert_array_equal(np.unpackbits(data.bits, axis=1).reshape(N, 64, 64), images)
+    np.testing.assert_array_equal(
+        np.unpackbits(data.images.array, axis=1).reshape(N, 64, 64), images
+    )
     unravelled = np.stack(np.unravel_index(np.arange(N), SIZES), axis=1)
     np.testing.assert_array_equal(classes[:, 1:], unravelled)
     looked_up = jax.jit(jax.vmap(data.render))(classes[:, 1:])

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from published import (
+from published_dsprites import (
     N,
     grid,
     members,
@@ -16,7 +16,7 @@ from published import (
 )
 
 from vaejax.data import DataError, source
-from vaejax.data.dsprites_readers import PUBLISHED
+from vaejax.data.genuine.dsprites import PUBLISHED
 
 
 def test_missing_data_say_how_to_get_them(tmp_path):
@@ -158,6 +158,8 @@ def test_flipped_bytes_give_a_data_error_or_the_right_images(tmp_path, compressi
             messages.append(str(error))
             continue
         # Bytes that are never read, such as time stamps and `metadata`, may hold anything.
-        np.testing.assert_array_equal(np.unpackbits(data.bits, axis=1), images.reshape(N, -1))
+        np.testing.assert_array_equal(
+            np.unpackbits(data.images.array, axis=1), images.reshape(N, -1)
+        )
     assert len(messages) > 50
     assert not any("\n" in message for message in messages)
