@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -185,7 +186,7 @@ def grid_order(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved there at the end if nothing went wrong.
+    """A temporary path beside `path` for a file or a directory, moved there if nothing went wrong.
 
     Raises:
       OSError: The directory cannot be written to.
@@ -196,4 +197,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)

@@ -282,8 +282,9 @@ def capsule(rays: Rays, half_length: Number) -> Hit:
     end = jnp.where(y > 0, half_length, -half_length)
     lifted = Rays(Vec(ox, oy - end, oz), rays.direction)
     t = jnp.where(on_side, t, ball(lifted).t)
-    x, y, z = rays.at(t)
-    return Hit(t, Vec(x, y - jnp.clip(y, -half_length, half_length), z))
+    point = rays.at(t)
+    above = point.y - jnp.clip(point.y, -half_length, half_length)
+    return Hit(t, Vec(point.x, above, point.z))
 
 
 def is_hit(hit: Hit) -> jax.Array:
