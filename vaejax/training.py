@@ -22,6 +22,7 @@ from flax import struct
 from jax import lax
 
 from vaejax.data.protocols import DataSource
+from vaejax.data.streaming import step_keys, windows
 from vaejax.objectives import Loss, Objective
 from vaejax.types import Variables
 
@@ -123,7 +124,13 @@ def _compiled_init(backend: str) -> Callable[..., TrainState]:
 
 @functools.partial(jax.jit, static_argnames=("recipe", "steps"), donate_argnames="states")
 def train(
-    recipe: Recipe, source: DataSource, states: TrainState, hyper: Hyper, *, steps: int
+    recipe: Recipe,
+    source: DataSource,
+    states: TrainState,
+    hyper: Hyper,
+    *,
+    steps: int,
+    stored: jax.Array | None = None,
 ) -> tuple[TrainState, History]:
     """Trains R runs for some steps, as one program.
 
@@ -136,20 +143,24 @@ def train(
       states: States of R runs; their memory is given up to the result.
       hyper: The objective's hyperparameters and `learning_rate`, each `[R]`.
       steps: How many.
+      stored: The images of every step as the source stores them, `[R, steps, n, ...]`, if they are
+        fed from the host; by default the source draws them.
 
     Returns:
       The states after, and the history: `loss` and the objective's terms, each `[R, steps]`.
     """
 
-    def train_run(run: tuple[TrainState, Hyper]) -> tuple[TrainState, History]:
-        state, hyper = run
+    def train_run(
+        run: tuple[TrainState, Hyper, jax.Array | None],
+    ) -> tuple[TrainState, History]:
+        state, hyper, stored = run
 
-        def step(state: TrainState, _: None) -> tuple[TrainState, History]:
-            return _step(recipe, source, state, hyper)
+        def step(state: TrainState, stored: jax.Array | None) -> tuple[TrainState, History]:
+            return _step(recipe, source, state, hyper, stored)
 
-        return lax.scan(step, state, length=steps)
+        return lax.scan(step, state, stored, length=steps)
 
-    return _map_runs(train_run, (states, hyper))
+    return _map_runs(train_run, (states, hyper, stored))
 
 
 def fit(
@@ -189,12 +200,24 @@ def fit(
       >>> print(states.step)
       [4 4 4]
     """
-    for step in range(start, steps, chunk):
-        done = min(step + chunk, steps)
-        states, history = train(recipe, source, states, hyper, steps=done - step)
-        if on_chunk is not None:
-            on_chunk(done, states, history)
+    histories: list[History] = []
+    n = recipe.batches * recipe.batch_size
+    keys = jnp.copy(states.key)  # `train` takes the memory of the states
+    for window in windows(source, keys, n, start=start, steps=steps, chunk=chunk):
+        length, stored = window.stop - window.first, window.stored
+        states, history = train(recipe, source, states, hyper, steps=length, stored=stored)
+        histories.append(history)
+        if window.stop == steps or (window.stop - start) % chunk == 0:
+            if on_chunk is not None:
+                on_chunk(window.stop, states, _joined(histories))
+            histories = []
     return states
+
+
+def _joined(histories: list[History]) -> History:
+    if len(histories) == 1:
+        return histories[0]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *histories)
 
 
 def unstack(states: TrainState) -> list[TrainState]:
@@ -219,10 +242,17 @@ def _map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
 
 
 def _step(
-    recipe: Recipe, source: DataSource, state: TrainState, hyper: Hyper
+    recipe: Recipe,
+    source: Any,
+    state: TrainState,
+    hyper: Hyper,
+    stored: jax.Array | None,
 ) -> tuple[TrainState, History]:
-    data_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    images, _ = source.batch(data_key, recipe.batches * recipe.batch_size)
+    data_key, loss_key = step_keys(state.key, state.step)
+    if stored is None:
+        images, _ = source.batch(data_key, recipe.batches * recipe.batch_size)
+    else:
+        images = jax.vmap(source.decode)(stored)
     weights = dict(hyper)
     learning_rate = weights.pop("learning_rate")
 
