@@ -42,8 +42,8 @@ def test_images_on_the_host_can_be_looked_up_in_a_mapped_loop():
     np.testing.assert_allclose(images.reshape(12, 64, 64, 1), IMAGES / 255, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [grid, listed])
-def test_training_from_the_host_is_the_same_to_the_last_bit(make, monkeypatch):
+@pytest.mark.usefixtures("quick_compilation")
+def test_training_from_the_host_is_the_same_to_the_last_bit(monkeypatch):
     # Two steps of a window: 2 runs x 4 images x 4 KiB each.
     monkeypatch.setattr(streaming, "WINDOW_BYTES", 2 * 2 * 4 * 4096)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -53,7 +53,7 @@ def test_training_from_the_host_is_the_same_to_the_last_bit(make, monkeypatch):
         ends.append(
             fit(
                 RECIPE,
-                make(storage),
+                grid(storage),
                 init(RECIPE, (64, 64, 1), keys),
                 HYPER,
                 start=0,

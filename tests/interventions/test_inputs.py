@@ -10,7 +10,7 @@ import pytest
 
 from vaejax import data
 from vaejax.interventions.input_effects import factor_changes, factor_effects
-from vaejax.interventions.inputs import do_factor, factor_pairs, lookup
+from vaejax.interventions.inputs import do_factor, factor_pairs, lookup, set_factor
 
 SIZES = (3, 1, 4)
 FACTORS = np.array(list(itertools.product(*map(range, SIZES))))
@@ -137,6 +137,38 @@ def test_factor_effects_equal_a_plain_loop(name, chunk):
     low, value, high = (np.delete(end[name], 1, axis=0) for end in ends)
     assert (low < value).all()
     assert (value < high).all()
+
+
+def follows(factors, k, value):
+    """The last factor is one more than the first, if it is the first that is set."""
+    changed = set_factor(factors, k, value)
+    return jnp.where((jnp.asarray(k) == 0) & (jnp.arange(3) == 2), changed[:, :1] + 1, changed)
+
+
+def test_what_depends_on_a_factor_may_follow_it():
+    changed = FACTORS.astype(float)
+    changed[:, 0], changed[:, 2] = 2, 3
+    images = do_factor(render, FACTORS, 0, 2, set_factor=follows)
+    np.testing.assert_allclose(images, images_of(changed))
+    pairs = factor_pairs(jax.random.key(0), render, FACTORS, SIZES, 0, set_factor=follows)
+    np.testing.assert_array_equal(pairs.corrupted_factors[:, 2], pairs.corrupted_factors[:, 0] + 1)
+    np.testing.assert_allclose(pairs.corrupted, images_of(pairs.corrupted_factors))
+
+    values = np.array([[0, 2], [0, 0], [1, 3]])
+
+    def linear(images):
+        return images.mean(axis=2)[..., 0]
+
+    found = jax.jit(lambda g: factor_changes(linear, render, g, values, set_factor=follows))(
+        FACTORS
+    )
+    first, last = FACTORS[:, 0], FACTORS[:, 2]
+    np.testing.assert_allclose(found[:, 0, 1, 0], (2 - first) + 10 * (3 - last))
+    np.testing.assert_allclose(found[:, 2, 1, 0], 10 * (3 - last))
+    effects = factor_effects(linear, render, FACTORS, values, set_factor=follows)
+    others = (FACTORS[:, :1] != values[0]).sum(axis=1)
+    expected = np.abs(found[:, 0, :, 0]).sum(axis=1) / others
+    np.testing.assert_allclose(effects.per_example[:, 0, 0], expected, rtol=1e-6)
 
 
 def test_linear_encoder_has_a_closed_form():

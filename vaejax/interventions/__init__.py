@@ -9,7 +9,7 @@ from vaejax.interventions import codes, edits, inputs, latents
 from vaejax.interventions.attribution import Attribution, attribute, rank_agreement
 from vaejax.interventions.edits import num_units, unit_ids, unit_mask
 from vaejax.interventions.input_effects import FactorEffects, factor_changes, factor_effects
-from vaejax.interventions.inputs import Pairs, do_factor, factor_pairs, lookup
+from vaejax.interventions.inputs import Pairs, do_factor, factor_pairs, lookup, set_factor
 from vaejax.interventions.intercept import intervene, sites
 from vaejax.interventions.latents import Interactions, interactions, quantile_grid
 from vaejax.interventions.mediation import Mediation, mediate
@@ -45,6 +45,7 @@ __all__ = [
     "path_units",
     "quantile_grid",
     "rank_agreement",
+    "set_factor",
     "sites",
     "unit_ids",
     "unit_mask",

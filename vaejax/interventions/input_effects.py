@@ -17,7 +17,7 @@ from jax import lax
 from vaejax.changes import at_least_float32, exact_change
 from vaejax.chunking import even_chunk, map_chunks
 from vaejax.estimates import Estimate, bootstrap_mean
-from vaejax.interventions.inputs import Render, check_factors, do_factor
+from vaejax.interventions.inputs import Render, SetFactor, check_factors, do_factor, set_factor
 
 Setting = tuple[jax.Array, jax.Array]
 
@@ -42,6 +42,7 @@ def factor_effects(
     factors: jax.Array,
     values: Sequence[Any],
     *,
+    set_factor: SetFactor = set_factor,
     chunk: int | None = None,
     key: jax.Array | None = None,
 ) -> FactorEffects:
@@ -63,6 +64,7 @@ def factor_effects(
       render: Maps a factor vector `[K]` to its image `[H, W, C]`.
       factors: `[N, K]` of the unchanged images.
       values: For each of the K factors a 1-d array of values to set it to, of any lengths.
+      set_factor: How a factor is set; by default all others are held.
       chunk: Examples at once; by default 16 on a CPU and 512 on an accelerator.
       key: Draws the resamples of the intervals; `jax.random.key(0)` by default.
 
@@ -90,7 +92,7 @@ def factor_effects(
         )
     num_examples, num_factors = factors.shape
     chunk = even_chunk(chunk, num_examples)
-    run = _runner(encode, render, chunk)
+    run = _runner(encode, render, set_factor, chunk)
 
     def one_chunk(rows: jax.Array) -> Any:
         own = factors[rows]
@@ -130,6 +132,7 @@ def factor_changes(
     factors: jax.Array,
     values: Any,
     *,
+    set_factor: SetFactor = set_factor,
     chunk: int | None = None,
 ) -> Any:
     """Every signed change, `A(x_n | do(g_k = v)) - A(x_n)`: exactly 0 where images are the same.
@@ -142,6 +145,7 @@ def factor_changes(
       render: Maps a factor vector `[K]` to its image `[H, W, C]`.
       factors: `[N, K]` of the unchanged images.
       values: `[K, V]`, as many for each factor.
+      set_factor: How a factor is set; by default all others are held.
       chunk: Examples at once, see `factor_effects`.
 
     Returns:
@@ -163,7 +167,7 @@ def factor_changes(
         raise ValueError(f"expected values [K, V], not empty, got shape {values.shape}")
     factors = check_factors(factors, len(values))
     chunk = even_chunk(chunk, len(factors))
-    run = _runner(encode, render, chunk)
+    run = _runner(encode, render, set_factor, chunk)
 
     def one_chunk(rows: jax.Array) -> Any:
         def change(runs: jax.Array) -> jax.Array:
@@ -187,12 +191,12 @@ def _settings(values: Sequence[jax.Array]) -> Setting:
 
 
 def _runner(
-    encode: Callable[[jax.Array], Any], render: Render, chunk: int
+    encode: Callable[[jax.Array], Any], render: Render, set_factor: SetFactor, chunk: int
 ) -> Callable[[jax.Array, Setting], Any]:
     """From factors `[chunk, K]` and one setting to the encoded images."""
 
     def run(factors: jax.Array, setting: Setting) -> Any:
-        output = encode(do_factor(render, factors, *setting))
+        output = encode(do_factor(render, factors, *setting, set_factor=set_factor))
         for leaf in jax.tree.leaves(output):
             if leaf.ndim < 2 or leaf.shape[0] != chunk:
                 raise ValueError(f"expected encode to return [{chunk}, ..., C], got {leaf.shape}")

@@ -21,10 +21,38 @@ from flax import struct
 from vaejax.interventions.latents import do
 
 Render = Callable[[jax.Array], jax.Array]
+SetFactor = Callable[[jax.Array, Any, Any], jax.Array]
+
+
+def set_factor(factors: Any, k: jax.Array | int, value: Any) -> jax.Array:
+    """Factors with one of them set and all others held, `x | do(g_k = v)` [P].
+
+    What `do_factor` and the analyses made of it do by default. On data drawn from a structural
+    causal model, give them `SCMSource.set_factor` instead, by which what depends on it follows.
+
+    Args:
+      factors: `[N, K]`.
+      k: Which factor, traced or not; below 0 changes nothing if it is traced.
+      value: A number, or one for each example, `[N]`; may lie between two integer classes.
+
+    Returns:
+      `[N, K]`, float if the value is.
+
+    Examples:
+      >>> set_factor(jnp.array([[0, 1], [2, 1]]), 1, 0.5).tolist()
+      [[0.0, 0.5], [2.0, 0.5]]
+    """
+    factors, value = jnp.asarray(factors), jnp.asarray(value)
+    return do(factors.astype(jnp.promote_types(factors.dtype, value.dtype)), k, value)
 
 
 def do_factor(
-    render: Render, factors: jax.Array, k: jax.Array | int, value: jax.Array | float
+    render: Render,
+    factors: jax.Array,
+    k: jax.Array | int,
+    value: jax.Array | float,
+    *,
+    set_factor: SetFactor = set_factor,
 ) -> jax.Array:
     """The images of examples with one factor set to a value.
 
@@ -34,6 +62,7 @@ def do_factor(
       k: Which factor, traced or not.
       value: A number, or one for each example, `[N]`. Need not be a class, if `render` can draw
         what lies between classes.
+      set_factor: How; by default all others are held.
 
     Returns:
       `[N, H, W, C]`.
@@ -58,7 +87,8 @@ class Pairs:
       clean: `[N, H, W, C]`.
       corrupted: `[N, H, W, C]`.
       clean_factors: `[N, K]` int32.
-      corrupted_factors: `[N, K]` int32; differ in one factor.
+      corrupted_factors: `[N, K]` int32; differ in one factor, and in what follows it if that is how
+        it was set (then float).
     """
 
     clean: jax.Array
@@ -68,7 +98,13 @@ class Pairs:
 
 
 def factor_pairs(
-    key: jax.Array, render: Render, factors: jax.Array, sizes: Sequence[int], k: int
+    key: jax.Array,
+    render: Render,
+    factors: jax.Array,
+    sizes: Sequence[int],
+    k: int,
+    *,
+    set_factor: SetFactor = set_factor,
 ) -> Pairs:
     """Pairs that differ in factor k only, its other class drawn uniformly among all other classes.
 
@@ -82,6 +118,7 @@ def factor_pairs(
       factors: `[N, K]` integer classes of the clean images.
       sizes: Number of classes of each factor.
       k: Which factor, static.
+      set_factor: How it is set; by default all others are held.
 
     Returns:
       N pairs.
@@ -104,7 +141,7 @@ def factor_pairs(
         raise ValueError(f"expected factor {k} to have another class, got {sizes[k]} in all")
     factors = factors.astype(jnp.int32)
     steps = jax.random.randint(key, factors.shape[:1], 1, sizes[k])
-    corrupted = do(factors, k, (factors[:, k] + steps) % sizes[k])
+    corrupted = set_factor(factors, k, (factors[:, k] + steps) % sizes[k])
     return Pairs(jax.vmap(render)(factors), jax.vmap(render)(corrupted), factors, corrupted)
 
 
@@ -182,12 +219,6 @@ def lookup(images: Any, factors: Any, sizes: Sequence[int] | None = None) -> Loo
             f"{combination} {problem}"
         )
     return Lookup(images, jnp.asarray(np.argsort(combinations), jnp.int32), sizes)
-
-
-def set_factor(factors: Any, k: jax.Array | int, value: Any) -> jax.Array:
-    """`do` for factors `[N, K]`, where the value may lie between two integer classes."""
-    factors, value = jnp.asarray(factors), jnp.asarray(value)
-    return do(factors.astype(jnp.promote_types(factors.dtype, value.dtype)), k, value)
 
 
 def check_factors(factors: Any, num_factors: int) -> jax.Array:
