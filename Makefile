@@ -28,6 +28,8 @@ bench: install
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.metrics
+	$(BIN)/python -m benchmarks.render
+	$(BIN)/python -m benchmarks.streaming
 
 clean:
 	rm -rf .venv

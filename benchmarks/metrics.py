@@ -96,7 +96,9 @@ def _growth(
 
 def _calls(train: Split, test: Split) -> Mapping[str, Callable[[], Any]]:
     z, g = train
-    source = ArraySource.of(z[:, None, None], g)
+    span = np.ptp(z, axis=0)
+    pixels = (z - z.min(axis=0)) / np.where(span > 0, span, 1)
+    source = ArraySource.of(pixels[:, None, None], g)
     sampled: dict[str, Any] = {"source": source, "key": jax.random.key(0), "pool": len(z)}
     return {
         "mig": lambda: metrics.mig(z, g),
@@ -113,7 +115,7 @@ def _calls(train: Split, test: Split) -> Mapping[str, Callable[[], Any]]:
 
 
 def _encode(variables: None, images: jax.Array) -> jax.Array:
-    """The latents themselves, which are the pixels."""
+    """The latents, which are the pixels but for their scale."""
     return images[:, 0, 0]
 
 

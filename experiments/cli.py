@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from experiments.presets import METRICS, PRESETS, Preset
+from experiments.presets import METRICS, PRESETS, SOURCES, Preset
 
 
 class UsageError(Exception):
@@ -49,10 +49,14 @@ def model_name(name: str) -> str:
 
 
 def dataset_name(name: str) -> str:
-    """An argparse type: the name of a dataset."""
+    """An argparse type: the name of a dataset, `dsprites` or `dsprites@chain`."""
     from vaejax import data
 
-    return _known("dataset", name, data.names())
+    try:
+        data.check_name(name)
+    except data.DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def metric_name(name: str) -> str:
@@ -92,6 +96,11 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     names = ", ".join(PRESETS)
     parser.add_argument(
         "--preset", type=preset_name, default="demo", help=f"one of {names} (default: demo)"
+    )
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        help="images redrawn here (the default), or the published ones as far as they are there",
     )
     parser.add_argument("--out", metavar="DIR", help=f"output directory (default: {out})")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of each run")

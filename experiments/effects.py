@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from vaejax import interventions, metrics
-from vaejax.data import DataSource, Renderable
+from vaejax.data import DataSource, Renderable, SCMSource
 from vaejax.estimates import Estimate, estimate, estimate_mean, estimate_means
 from vaejax.metrics import CALIBRATED_QUANTILES, CES, CircuitModularity, FactorReadout, Specificity
 from vaejax.models import nearest
@@ -212,11 +212,21 @@ def _factor_effects(
         latents, sites = recorded(variables, {}, images)
         return {"latents": latents, **sites}
 
-    changes = interventions.factor_changes(activations, source.render, factors, values)
-    return (
-        interventions.factor_effects(encode, source.render, factors, list(values)),
-        metrics.encoder_modularity(changes),
+    set_factor = _set_factor(source)
+    changes = interventions.factor_changes(
+        activations, source.render, factors, values, set_factor=set_factor
     )
+    effects = interventions.factor_effects(
+        encode, source.render, factors, list(values), set_factor=set_factor
+    )
+    return effects, metrics.encoder_modularity(changes)
+
+
+def _set_factor(source: Renderable) -> interventions.inputs.SetFactor:
+    """The source's own way to set a factor, if it is a world in which others depend on it."""
+    if isinstance(source, SCMSource) and source.world:
+        return source.set_factor
+    return interventions.set_factor
 
 
 def mediation(
@@ -284,12 +294,15 @@ def _factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, ja
     """Clean and corrupted images, all N of the first factor, then of the next: `[K N, ...]`."""
     sizes = [factor.size for factor in source.factors]
     keys = jax.random.split(jax.random.key(0), len(sizes))
+    set_factor = _set_factor(source)
     changed = [
-        interventions.factor_pairs(key, lambda factors: factors, factors, sizes, k).corrupted
+        interventions.factor_pairs(
+            key, lambda factors: factors, factors, sizes, k, set_factor=set_factor
+        ).corrupted
         for k, key in enumerate(keys)
     ]
     # Drawn once: what draws a shape takes longer to compile than to run.
-    images = jax.vmap(source.render)(jnp.concatenate([factors, *changed]))
+    images = jax.vmap(source.render)(jnp.concatenate([factors.astype(changed[0].dtype), *changed]))
     n = len(factors)
     return jnp.tile(images[:n], (len(sizes), 1, 1, 1)), images[n:]
 

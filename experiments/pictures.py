@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import files
@@ -42,13 +43,13 @@ def draw(
         _decoded(model, variables, source, strongest, values.astype(np.float32))
     )
     rows = {"image": images, "decoded": decoded}
-    files.write_bytes(path / "reconstructions.png", _grid(rows, "Images and reconstructions"))
+    files.write_bytes(path / "reconstructions.png", grid(rows, "Images and reconstructions"))
     rows = {
         f"z{i}  CES {arrays['ces_calibrated'][i]:.2f}": row
         for i, row in zip(strongest, traversed, strict=True)
     }
     title = "Latents from -3 to 3 standard deviations"
-    files.write_bytes(path / "traversal.png", _grid(rows, title))
+    files.write_bytes(path / "traversal.png", grid(rows, title))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -71,8 +72,39 @@ def _decoded(
     return images, out.reconstruction, jax.vmap(traverse)(latents, values)
 
 
-def _grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
+def grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
     """A labelled row of images `[B, H, W, C]` each, as PNG."""
+    with matplotlib.rc_context({"font.size": 7}):
+        height = 0.55 * len(rows) + 0.3
+        figure = Figure(figsize=(6.7, height))
+        # Placed by hand: a layout engine takes longer than everything else together.
+        axes = figure.add_axes((0.16, 0.0, 0.84, 1 - 0.25 / height))
+        _draw_rows(axes, rows, title)
+        return _png(figure)
+
+
+def side_by_side(parts: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """Several such grids in one picture, each with its title."""
+    with matplotlib.rc_context({"font.size": 6}):
+        shapes = [(len(rows), len(next(iter(rows.values())))) for rows in parts.values()]
+        image, label, gap = 0.3, 0.95, 0.1  # inches
+        width = sum(columns * image + label + gap for _, columns in shapes)
+        height = max(rows for rows, _ in shapes) * image + 0.25
+        figure = Figure(figsize=(width, height))
+        left = 0.0
+        for (title, rows), (num_rows, columns) in zip(parts.items(), shapes, strict=True):
+            left += label
+            box = (left, height - 0.25 - num_rows * image, columns * image, num_rows * image)
+            axes = figure.add_axes(
+                (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+            )
+            _draw_rows(axes, rows, title)
+            left += columns * image + gap
+        return _png(figure)
+
+
+def _draw_rows(axes: Axes, rows: Mapping[str, np.ndarray], title: str) -> None:
+    """Images `[B, H, W, C]` in rows, with the rows' names."""
     first = next(iter(rows.values()))
     count, height, width, _ = first.shape
     margin = 1  # pixels between images
@@ -81,18 +113,16 @@ def _grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
         for c, image in enumerate(np.clip(images, 0, 1)):
             top, left = r * (height + margin), c * (width + margin)
             canvas[top : top + height, left : left + width] = image
-    with matplotlib.rc_context({"font.size": 7}):
-        height_inches = 0.55 * len(rows) + 0.3
-        figure = Figure(figsize=(6.7, height_inches))
-        # Placed by hand: a layout engine takes longer than everything else together.
-        axes = figure.add_axes((0.16, 0.0, 0.84, 1 - 0.25 / height_inches))
-        axes.imshow(canvas, interpolation="nearest")
-        axes.set_title(title)
-        axes.set_xticks([])
-        axes.set_yticks((np.arange(len(rows)) + 0.5) * (height + margin), list(rows))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        content = io.BytesIO()
-        # The version of matplotlib is left out, so that equal pictures are equal files.
-        figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * (height + margin), list(rows))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    # The version of matplotlib is left out, so that equal pictures are equal files.
+    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
     return content.getvalue()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 
 MODELS = ("vae", "beta_vae", "factor_vae", "beta_tc_vae", "dip_vae_ii", "vq_vae")
-DATASETS = ("dsprites",)
+DATASETS = ("dsprites", "shapes3d", "mpi3d", "smallnorb", "celeba")
+SOURCES = ("redrawn", "genuine")
 # What can be measured, and the representations that disentanglement metrics can score.
 DISENTANGLEMENT = (
     *("mig", "dci", "sap", "factor_vae_score", "beta_vae_score"),
@@ -28,7 +29,8 @@ class Preset:
     """One resolved setting of the sweep; `config.json` holds exactly this.
 
     Attributes:
-      datasets: Names for `vaejax.data.source`.
+      datasets: Names for `vaejax.data.source`, such as `dsprites` or `dsprites@chain`.
+      source: `"redrawn"` or `"genuine"` images.
       models: Names in `vaejax.zoo.ZOO`.
       seeds: One run per seed.
       image_size: Side of the images, 64 or 32.
@@ -52,6 +54,7 @@ class Preset:
     """
 
     datasets: tuple[str, ...] = DATASETS
+    source: str = "redrawn"
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (0, 1, 2)
     image_size: int = 64
@@ -76,6 +79,7 @@ class Preset:
 PAPER = Preset()
 
 DEMO = Preset(
+    datasets=("dsprites",),
     image_size=32,
     width=0.5,
     discriminator_width=256,
@@ -109,6 +113,6 @@ PRESETS = {
         optimize=False,
     ),
     "demo": DEMO,
-    "quick": DEMO,
+    "quick": dataclasses.replace(DEMO, datasets=DATASETS),
     "paper": PAPER,
 }

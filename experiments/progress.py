@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -41,13 +42,7 @@ def training_progress(
         return speed
 
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  {task.fields[status]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
+        with _bar(console) as bar:
             task = bar.add_task(label, total=steps, completed=start, status="compiling")
 
             def update_bar(done: int, loss: float) -> None:
@@ -71,3 +66,42 @@ def training_progress(
             )
 
     yield print_line
+
+
+@contextlib.contextmanager
+def counting(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far a piece of work is.
+
+    Args:
+      console: Where to.
+      label: Names the work.
+
+    Yields:
+      A function to call with how much is done, and of how much.
+    """
+    if console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task(label, total=None, status="")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+
+    printed = -math.inf
+
+    def print_line(done: int, total: int) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        if done == total or now - printed > _SECONDS_BETWEEN_LINES:
+            printed = now
+            console.print(f"{label}: {done:,} of {total:,}")
+
+    yield print_line
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -86,7 +86,8 @@ METRICS = [
 
 # The last column is the only one that two runs of the same command do not share.
 COLUMNS = [
-    *("dataset", "source", "model", "seed", "status", "steps", "representation"),
+    *("dataset", "source", "correlated_factors", "model", "seed", "status", "steps"),
+    "representation",
     *METRICS[: METRICS.index(WITH_INTERVAL[0])],
     *(name + end for name in WITH_INTERVAL for end in ("", "_low", "_high")),
     *METRICS[METRICS.index(WITH_INTERVAL[-1]) + 1 :],

@@ -17,6 +17,7 @@ from etils import epath
 from rich.console import Console
 
 from experiments import files, pictures, readouts
+from experiments.cli import UsageError
 from experiments.measure import measure
 from experiments.presets import Preset
 from experiments.progress import training_progress
@@ -38,9 +39,9 @@ class Run:
         """The run's directory."""
         return out / "runs" / self.dataset / self.model / f"seed_{self.seed}"
 
-    def source(self) -> data.DataSource:
+    def source(self) -> data.registry.Source:
         """The images."""
-        return _source(self.dataset, self.preset.image_size)
+        return _source(self.dataset, self.preset.image_size, self.preset.source == "genuine")
 
     def network(self) -> zoo.Network:
         """The sizes of the model."""
@@ -84,18 +85,45 @@ class Run:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a dataset come one after the other
-def _source(dataset: str, image_size: int) -> data.DataSource:
-    return data.source(dataset, image_size)
+def _source(dataset: str, image_size: int, genuine: bool) -> data.registry.Source:
+    return data.source(dataset, image_size, genuine=genuine)
 
 
-def grid(preset: Preset) -> list[Run]:
-    """Every run of a preset, in the order of the table."""
+def grid(preset: Preset, datasets: Iterable[str] | None = None) -> list[Run]:
+    """Every run of a preset, in the order of the table, or those on some of its datasets."""
     return [
         Run(preset, dataset, model, seed)
-        for dataset in preset.datasets
+        for dataset in (preset.datasets if datasets is None else datasets)
         for model in preset.models
         for seed in preset.seeds
     ]
+
+
+def present(preset: Preset, console: Console) -> tuple[str, ...]:
+    """The datasets of a preset whose images are there: all of them, if they are redrawn.
+
+    Args:
+      preset: What is wanted.
+      console: Told which published images are not there, and how to get them.
+
+    Raises:
+      UsageError: None is there.
+    """
+    if preset.source == "redrawn":
+        return preset.datasets
+    there = []
+    for name in preset.datasets:
+        try:
+            data.find(name.partition("@")[0], data.root_directory())
+            there.append(name)
+        except data.DataError as error:
+            console.print(f"{name} is left out: {error}")
+    if not there:
+        raise UsageError(
+            f"no genuine images of {', '.join(preset.datasets)}: see "
+            "`python -m experiments.data list`"
+        )
+    return tuple(there)
 
 
 def groups(runs: Iterable[Run]) -> list[list[Run]]:
@@ -239,6 +267,7 @@ def finish(
         "seed": run.seed,
         "status": "ok" if diverged_at < 0 else "diverged",
         "steps": int(state.step),
+        "correlated_factors": source.correlated,
     }
     if diverged_at < 0:
         model = run.recipe().model

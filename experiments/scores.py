@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.cli import UsageError
 from vaejax import metrics
-from vaejax.data import ArraySource
+from vaejax.data import ArraySource, Factor
+from vaejax.data.storage import OnDevice
 from vaejax.metrics import Score
 
 _SEED = 0  # of trees and of the nearest neighbours' tie-breaking noise
@@ -73,7 +75,9 @@ def _infomec(problem: _Problem) -> dict[str, Score]:
 def _voted(metric: Callable[..., Score], problem: _Problem) -> Score:
     latents, factors = problem.all
     # The sets are made of the examples there are: drawing each anew would encode a million images.
-    pool = ArraySource.of(latents[:, None, None, :], factors)
+    images = OnDevice(jnp.asarray(latents[:, None, None, :], jnp.float32))
+    names = tuple(Factor(str(k), int(top) + 1) for k, top in enumerate(factors.max(axis=0)))
+    pool = ArraySource(images, jnp.asarray(factors, jnp.int32), names)
     key = jax.random.key(_KEY)
     options = {"votes": problem.votes, "pool": len(latents), **problem.options}
     encode = _codes if problem.options["discrete"] else _numbers

@@ -25,7 +25,13 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = cli.Parser(prog="sweep", description=__doc__)
     cli.add_run_options(parser, out="results/PRESET")
-    parser.add_argument("--datasets", nargs="+", type=cli.dataset_name, metavar="NAME")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        type=cli.dataset_name,
+        metavar="NAME",
+        help="dsprites, ..., or dsprites@chain: see `python -m experiments.data list`",
+    )
     parser.add_argument("--models", nargs="+", type=cli.model_name, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=cli.natural, metavar="N")
     parser.add_argument(
@@ -41,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def command() -> None:
         overrides = {
             "datasets": args.datasets and tuple(args.datasets),
+            "source": args.source,
             "models": args.models and tuple(args.models),
             "seeds": args.seeds and tuple(args.seeds),
             "steps": args.steps,
@@ -75,7 +82,7 @@ def sweep(preset: Preset, out: str, *, fresh: bool = False) -> None:
     console = output.console()
     directory = epath.Path(out)
     with output.claim(directory, dataclasses.asdict(preset), fresh=fresh):
-        grid = runs.grid(preset)
+        grid = runs.grid(preset, runs.present(preset, console))
 
         def write() -> list[report.Row]:
             finished = [row for run in grid if (row := runs.result(directory, run))]

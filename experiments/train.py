@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from experiments.sweep import sweep
 
         one = {"datasets": (args.dataset,), "models": (args.model,), "seeds": (args.seed,)}
-        preset = cli.resolve(args.preset, {**one, "steps": args.steps})
+        preset = cli.resolve(args.preset, {**one, "source": args.source, "steps": args.steps})
         name = f"{args.dataset}_{args.model}_{args.seed}"
         sweep(preset, args.out or f"results/train/{name}", fresh=args.fresh)
 

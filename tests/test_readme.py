@@ -45,3 +45,8 @@ def test_the_metrics_example_finds_the_latent_of_each_factor():
     # Each latent is all of its own factor, but for the noise that trees find about orientation.
     importances = np.array([[float(x) for x in row.strip("[] ").split()] for row in rows])
     np.testing.assert_array_equal(np.delete(importances[[0, 1, 3, 4]], 2, axis=1), np.eye(4))
+
+
+def test_a_world_has_counterfactuals_and_a_truth():
+    example = next(example for example in EXAMPLES if "dsprites@fork" in example)
+    assert run(example).split() == ["3", "-0.3"]

@@ -1,9 +1,11 @@
 """Tiny genuine datasets."""
 
+import shutil
+
 import pytest
 from published_dsprites import grid, members, prepare, write_npz
 
-from vaejax.data.genuine.dsprites import CACHE_NAME, PUBLISHED
+from vaejax.data.genuine.dsprites import PUBLISHED
 
 
 @pytest.fixture
@@ -11,7 +13,7 @@ def npz(tmp_path):
     return write_npz(tmp_path / f"{PUBLISHED}.npz", members())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
     prepare(root, *grid())
@@ -19,9 +21,9 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def uncached(prepared):
-    """The prepared data's root and version directory, without a cache before and after."""
-    cache = prepared / "dsprites" / "2.0.0" / CACHE_NAME
-    cache.unlink(missing_ok=True)
-    yield prepared, cache
-    cache.unlink(missing_ok=True)
+def unpacked(prepared):
+    """The prepared data's root and where their packed copy goes, absent before and after."""
+    copy = prepared / "dsprites" / "2.0.0" / "vaejax_dsprites_v1"
+    shutil.rmtree(copy, ignore_errors=True)
+    yield prepared, copy
+    shutil.rmtree(copy, ignore_errors=True)

@@ -6,9 +6,9 @@ import os
 import pickle
 import zipfile
 
-import jax
 import numpy as np
 import pytest
+from published_grids import RENDER, prepare_records
 
 SIZES = (3, 2, 4, 3, 3)
 N = 216
@@ -89,39 +89,7 @@ LABELS = ("label_shape", "label_scale", "label_orientation", "label_x_position",
 
 def prepare(root, classes, images, labels=LABELS):
     """Prepares ArrayRecord data as tensorflow-datasets does, without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    image_module = pytest.importorskip("PIL.Image")
-    pytest.importorskip("array_record")
-
-    def png(image):
-        buffer = io.BytesIO()
-        image_module.fromarray(image).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    with tfds.core.registered.skip_registration():
-
-        class Dsprites(tfds.core.GeneratorBasedBuilder):
-            name = "dsprites"
-            VERSION = tfds.core.Version("2.0.0")
-
-            def _info(self):
-                features = {"image": tfds.features.Image(shape=(64, 64, 1))}
-                features |= {label: tfds.features.ClassLabel(num_classes=40) for label in labels}
-                return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
-                )
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples()}
-
-            def _generate_examples(self):
-                for row, (image, values) in enumerate(zip(images, classes, strict=True)):
-                    record = dict(zip(labels, map(int, values[1:]), strict=True))
-                    yield row, {"image": png(image), **record}
-
-    builder = Dsprites(data_dir=os.fspath(root), file_format="array_record")
-    builder.download_and_prepare()
-    return root / "dsprites" / "2.0.0"
+    return prepare_records(root, "dsprites", classes[:, 1:], images[..., None], labels)
 
 
 def assert_holds_the_grid(data):
@@ -134,5 +102,4 @@ def assert_holds_the_grid(data):
     )
     unravelled = np.stack(np.unravel_index(np.arange(N), SIZES), axis=1)
     np.testing.assert_array_equal(classes[:, 1:], unravelled)
-    looked_up = jax.jit(jax.vmap(data.render))(classes[:, 1:])
-    np.testing.assert_array_equal(looked_up, images[..., None])
+    np.testing.assert_array_equal(RENDER(data, classes[:, 1:]), images[..., None])

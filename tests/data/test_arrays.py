@@ -38,3 +38,30 @@ def test_batches_are_examples_with_their_labels():
 def test_wrong_arrays_get_one_line(images, labels, said):
     with pytest.raises(DataError, match=said):
         ArraySource.of(images, labels)
+
+
+def test_bytes_are_images_of_255_levels():
+    levels = np.arange(36, dtype=np.uint8).reshape(6, 2, 3, 1) * 7
+    source = ArraySource.of(levels, LABELS)
+    assert source.images.dtype == np.uint8
+    decoded = np.stack([source.decode(image) for image in source.images.array])
+    np.testing.assert_allclose(decoded, levels / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (IMAGES * 255, r"images in \[0, 1\], or uint8, got float32 from 0.0 to 255.0"),
+        (IMAGES - 0.5, "from -0.5 to 0.5"),
+        (np.where(IMAGES > 0.5, np.nan, IMAGES), "from nan to nan"),
+        (np.full(IMAGES.shape, "a"), "got <U1"),
+    ],
+)
+def test_images_of_another_range_get_one_line(images, said):
+    with pytest.raises(DataError, match=said):
+        ArraySource.of(images, LABELS)
+
+
+def test_labels_without_factors_get_one_line():
+    with pytest.raises(DataError, match=r"labels \[N, K\], N = 6, got int64 \(6, 0\)"):
+        ArraySource.of(IMAGES, LABELS[:, :0])

@@ -136,11 +136,12 @@ def test_any_truncation_gives_a_data_error(npz):
         npz.write_bytes(whole[:length])
         with pytest.raises(DataError):
             source("dsprites", root=npz)
+    assert list(npz.parent.iterdir()) == [npz], "nothing is left behind"
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_flipped_bytes_give_a_data_error_or_the_right_images(tmp_path, compression):
-    path = write_npz(tmp_path / "flipped.npz", members(), compression)
+    path = write_npz(tmp_path / "whole.npz", members(), compression)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     directory = whole.tobytes().index(b"PK\x01\x02")
     _, images = grid()
@@ -148,9 +149,10 @@ def test_flipped_bytes_give_a_data_error_or_the_right_images(tmp_path, compressi
     # Half of the flips fall into the zip's directory, whose few bytes decide how all is read.
     places = [*rng.integers(0, len(whole), 100), *rng.integers(directory, len(whole), 100)]
     messages = []
-    for place in places:
+    for flip, place in enumerate(places):
         flipped = whole.copy()
         flipped[place] ^= rng.integers(1, 256, dtype=np.uint8)
+        path = tmp_path / f"{flip}.npz"  # another name, so that no copy is of it
         path.write_bytes(flipped.tobytes())
         try:
             data = source("dsprites", root=path)

@@ -1,7 +1,5 @@
 """The readers of the published dSprites, on tiny files written in the published formats."""
 
-import logging
-import os
 import subprocess
 import sys
 import zipfile
@@ -16,16 +14,16 @@ from published_dsprites import (
     assert_holds_the_grid,
     grid,
     members,
-    pickled_npy,
     prepare,
     python2_npy,
     shuffled_grid,
     write_hdf5,
     write_npz,
 )
+from published_grids import RENDER
 
 from vaejax.data import DataError, GridSource, Renderable, source
-from vaejax.data.genuine.dsprites import CACHE_NAME, PUBLISHED
+from vaejax.data.genuine.dsprites import PUBLISHED, load
 from vaejax.data.redrawn.dsprites import FACTORS
 from vaejax.data.storage import OnDevice
 
@@ -70,77 +68,24 @@ def test_hdf5_is_put_in_the_order_of_its_labels(tmp_path, options):
     assert_holds_the_grid(source("dsprites", root=tmp_path))
 
 
-def test_prepared_data_are_put_in_the_order_of_their_labels_and_cached(uncached, monkeypatch):
-    root, cache = uncached
+def test_prepared_data_are_put_in_the_order_of_their_labels_and_packed(unpacked, monkeypatch):
+    root, copy = unpacked
     for place in (root, root / "dsprites", root / "dsprites" / "2.0.0"):
         assert_holds_the_grid(source("dsprites", root=place))
-        assert np.load(cache).shape == (*SIZES, 512)
-    assert [path.name for path in cache.parent.glob("*vaejax*")] == [CACHE_NAME]
-    # From now on the cache alone is read.
+        assert np.load(copy / "images.npy").shape == (*SIZES, 512)
+    assert [path.name for path in copy.parent.glob("*vaejax*")] == [copy.name]
+    # From now on the copy alone is read.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert_holds_the_grid(source("dsprites", root=root))
 
 
-def save_wrong_shape(cache):
-    np.save(cache, np.zeros((N, 512), np.uint8))
-
-
-def save_wrong_dtype(cache):
-    np.save(cache, np.zeros((*SIZES, 512), np.int16))
-
-
-def save_wrong_sizes(cache):
-    np.save(cache, np.zeros((4, *SIZES[1:], 512), np.uint8))
-
-
-def save_truncated(cache):
-    np.save(cache, np.zeros((*SIZES, 512), np.uint8))
-    cache.write_bytes(cache.read_bytes()[:-1])
-
-
-def save_empty(cache):
-    cache.write_bytes(b"")
-
-
-def save_pickle(cache):
-    cache.write_bytes(pickled_npy())
-
-
-def save_older_than_the_data(cache):
-    np.save(cache, np.zeros((*SIZES, 512), np.uint8))
-    os.utime(cache, (0, 0))
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        save_wrong_shape,
-        save_wrong_dtype,
-        save_wrong_sizes,
-        save_truncated,
-        save_empty,
-        save_pickle,
-        save_older_than_the_data,
-    ],
-)
-def test_a_bad_cache_is_replaced(uncached, spoil):
-    root, cache = uncached
-    spoil(cache)
-    assert_holds_the_grid(source("dsprites", root=root))
-    assert np.load(cache).shape == (*SIZES, 512)
-
-
-def test_an_unwritable_directory_is_read_without_a_cache(uncached, monkeypatch, caplog):
-    root, cache = uncached
-
-    def refuse(*_):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with caplog.at_level(logging.WARNING):
-        assert_holds_the_grid(source("dsprites", root=root))
-    assert "not cached" in caplog.text
-    assert list(cache.parent.glob("*vaejax*")) == []
+def test_progress_is_told_after_each_chunk(npz, monkeypatch):
+    monkeypatch.setattr("vaejax.data.genuine.dsprites._CHUNK", 100)
+    told = []
+    load(npz, progress=lambda *rows: told.append(rows))
+    assert told == [(100, N), (200, N), (N, N)]
+    load(npz, progress=lambda *rows: told.append(rows))
+    assert len(told) == 3, "what is packed is not read again"
 
 
 def test_prepared_data_of_another_kind_are_refused(tmp_path, prepared):
@@ -153,7 +98,7 @@ def test_prepared_data_of_another_kind_are_refused(tmp_path, prepared):
         source("dsprites", root=partial)
     records = tmp_path / "records"
     records.mkdir()
-    for file in (prepared / "dsprites" / "2.0.0").iterdir():
+    for file in (prepared / "dsprites" / "2.0.0").glob("*.*"):
         text = file.read_bytes()
         if file.name == "dataset_info.json":
             text = text.replace(b'"array_record"', b'"tfrecord"')
@@ -165,17 +110,16 @@ def test_prepared_data_of_another_kind_are_refused(tmp_path, prepared):
         source("dsprites", root=records)
 
 
-def test_nothing_heavy_is_imported(prepared, npz):
+def test_nothing_heavy_is_imported(unpacked, npz):
     code = f"""
 import sys
 import vaejax.data
+from vaejax.data.genuine import dsprites, mpi3d, shapes3d
 heavy = {{"tensorflow", "tensorflow_datasets", "h5py", "PIL"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 vaejax.data.source("dsprites", root={str(npz)!r})
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-(vaejax.data.genuine.dsprites.find(__import__("pathlib").Path({str(prepared)!r})) /
-    {CACHE_NAME!r}).unlink(missing_ok=True)
-vaejax.data.source("dsprites", root={str(prepared)!r})
+vaejax.data.source("dsprites", root={str(unpacked[0])!r})
 assert "tensorflow_datasets" in sys.modules
 assert "tensorflow" not in sys.modules
 """
@@ -213,9 +157,8 @@ def test_images_are_an_argument_of_the_compiled_function(npz):
 
 def test_one_key_draws_the_same_factors_from_both_sources():
     data = GridSource(OnDevice(jnp.zeros((1, 512), jnp.uint8)), "dsprites", FACTORS)
-    _, genuine = data.batch(jax.random.key(3), 64)
-    _, redrawn = source("dsprites").batch(jax.random.key(3), 64)
-    assert jnp.array_equal(genuine, redrawn)
+    drawn = jax.jit(lambda data: data.batch(jax.random.key(3), 64)[1])
+    assert jnp.array_equal(drawn(data), drawn(source("dsprites")))
 
 
 def test_half_size_is_the_mean_over_blocks(npz):
@@ -229,8 +172,9 @@ def test_half_size_is_the_mean_over_blocks(npz):
 
 def test_render_takes_the_nearest_class(npz):
     data = source("dsprites", root=npz)
-    nearest = data.render(jnp.array([1, 0, 3, 2, 1]))
-    assert jnp.array_equal(nearest, data.render(jnp.array([1.4, -2.0, 7.0, 1.6, 0.9])))
+    classes = jnp.array([[1, 0, 3, 2, 1], [1.4, -2.0, 7.0, 1.6, 0.9]])
+    nearest, between = RENDER(data, classes)
+    assert jnp.array_equal(nearest, between)
 
 
 def test_image_size_is_checked_before_anything_is_read(tmp_path):

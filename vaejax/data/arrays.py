@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from vaejax.data.errors import DataError
 from vaejax.data.protocols import Factor
 from vaejax.data.sizes import CANVAS, resize
-from vaejax.data.storage import OnDevice, Storage
+from vaejax.data.storage import Storage, store
 
 
 @flax.struct.dataclass
@@ -51,33 +51,51 @@ class ArraySource:
         """A source of arrays, with factors `factor_0`, `factor_1` and so on.
 
         Args:
-          images: `[N, H, W, C]` numbers in [0, 1].
-          labels: `[N, K]` classes, integers from 0.
+          images: `[N, H, W, C]` numbers in [0, 1], or uint8, of which 255 is 1.
+          labels: `[N, K]` classes, integers from 0, K at least 1.
           name: What to call the dataset.
 
         Raises:
-          DataError: A shape or dtype is not the one above, or a label is negative.
+          DataError: A shape, dtype or range is not the one above.
         """
-        shape, classes = np.shape(images), np.asarray(labels)
-        if len(shape) != 4 or not shape[0]:
-            raise DataError(f"{name}: expected images [N, H, W, C], not empty, got {shape}")
-        if classes.ndim != 2 or len(classes) != shape[0] or classes.dtype.kind not in "iu":
+        given, classes = np.asarray(images), np.asarray(labels)
+        if given.ndim != 4 or not given.size or given.dtype.kind not in "biuf":
             raise DataError(
-                f"{name}: expected integer labels [N, K], N = {shape[0]}, "
+                f"{name}: expected images [N, H, W, C], not empty, got {given.dtype} {given.shape}"
+            )
+        # `not all` holds for NaN too.
+        if given.dtype != np.uint8 and not ((given >= 0) & (given <= 1)).all():
+            raise DataError(
+                f"{name}: expected images in [0, 1], or uint8, "
+                f"got {given.dtype} from {given.min()} to {given.max()}"
+            )
+        if (
+            classes.ndim != 2
+            or not classes.size
+            or len(classes) != len(given)
+            or classes.dtype.kind not in "iu"
+        ):
+            raise DataError(
+                f"{name}: expected integer labels [N, K], N = {len(given)}, "
                 f"got {classes.dtype} {classes.shape}"
             )
         if classes.min() < 0:
             raise DataError(f"{name}: expected labels from 0, got {classes.min()}")
         sizes = classes.max(axis=0) + 1
         factors = tuple(Factor(f"factor_{k}", int(size)) for k, size in enumerate(sizes))
-        stored = OnDevice(jnp.asarray(images, jnp.float32))
-        return cls(stored, jnp.asarray(classes, jnp.int32), factors, name)
+        stored = given if given.dtype == np.uint8 else given.astype(np.float32)
+        return cls(store(stored), jnp.asarray(classes, jnp.int32), factors, name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(H, W, C)`."""
         _, height, width, channels = self.images.shape
         return (height // 2, width // 2, channels) if self.halved else (height, width, channels)
+
+    @property
+    def correlated(self) -> bool:
+        """`True`: nothing is known of how the factors were drawn."""
+        return True
 
     def __len__(self) -> int:
         return self.images.shape[0]

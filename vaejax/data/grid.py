@@ -62,6 +62,11 @@ class GridSource:
         channels = 1 if len(self.images.shape) == 2 else self.images.shape[3]
         return (self.image_size, self.image_size, channels)
 
+    @property
+    def correlated(self) -> bool:
+        """`False`: every combination of factors is as likely."""
+        return False
+
     def __len__(self) -> int:
         return math.prod(factor.size for factor in self.factors)
 

@@ -1,4 +1,4 @@
-"""Reads the published dSprites files into packed bits, on the host and in bounded memory.
+"""Reads the published dSprites files into packed bits, in bounded memory.
 
 Three formats are read: the `.npz` and `.hdf5` of google-deepmind/dsprites-dataset, and the
 `dsprites` dataset of tensorflow-datasets prepared as ArrayRecord. Whatever order their rows have,
@@ -10,18 +10,16 @@ Nothing is ever unpickled: the npz's `metadata` member, a pickle, is not read.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+import contextlib
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from vaejax.data.errors import DataError
-from vaejax.data.genuine import files
+from vaejax.data.genuine import files, packing
 from vaejax.data.grid import GridSource
 from vaejax.data.protocols import Factor
 from vaejax.data.redrawn.dsprites import FACTORS
@@ -39,13 +37,12 @@ HOW_TO_GET = (
     "source('dsprites')"
 )
 
-CACHE_NAME = "vaejax_dsprites_bits_v1.npy"
-"""Packed images kept beside prepared data: `[*sizes, 512]` uint8. A new layout gets a new name."""
+PUBLISHED_HDF5 = (28_024_106, "729fa22e884c9c500e1f17415d580746b4c5894fbbb780a1319bbcfa39a745bb")
+"""Size in bytes and SHA-256 of the published hdf5, as tensorflow-datasets lists them."""
 
+_TITLE = "dSprites"
 _PIXELS = CANVAS * CANVAS
-_BYTES = _PIXELS // 8
-_MAX_SIZES = tuple(factor.size for factor in FACTORS)
-_MAX_ROWS = math.prod(_MAX_SIZES)
+_MAX_ROWS = math.prod(factor.size for factor in FACTORS)
 _CHUNK = 4096  # rows read at a time: 16 MB of images
 _LABELS = (
     "label_shape",
@@ -55,28 +52,20 @@ _LABELS = (
     "label_y_position",
 )
 
-_log = logging.getLogger(__name__)
 
-
-class PackedGrid(NamedTuple):
-    """A complete grid of binary images.
-
-    Attributes:
-      bits: `[N, 512]` uint8, one packed image a row, last factor fastest.
-      factors: The five factors; the product of their sizes is `N`.
-    """
-
-    bits: np.ndarray
-    factors: tuple[Factor, ...]
-
-
-def load(root: Path, image_size: int = CANVAS) -> GridSource:
+def load(
+    root: Path, image_size: int = CANVAS, *, progress: packing.Progress = packing.no_progress
+) -> GridSource:
     """Loads published dSprites data from disk; 377 MB for all 737,280 images.
+
+    The first time, the images are packed into a directory beside the data, from which they are
+    read from then on.
 
     Args:
       root: A published `.npz` or `.hdf5` file, or a directory that holds one (directly or in
         `dsprites/`), or a directory of data prepared by tensorflow-datasets.
       image_size: 64 or 32.
+      progress: Told how many rows are packed, and how many there are.
 
     Returns:
       The source, with its images in the order of their factors whatever their order in the file.
@@ -91,7 +80,9 @@ def load(root: Path, image_size: int = CANVAS) -> GridSource:
       vaejax.data.errors.DataError: no/such/directory: no genuine dsprites found; ...
     """
     check_image_size(NAME, image_size)
-    bits, factors = read(find(root))
+    bits, factors = packing.packed_grid(
+        find(root), NAME, _TITLE, FACTORS, (_PIXELS // 8,), _opened, progress
+    )
     return GridSource(store(bits), NAME, factors, image_size)
 
 
@@ -104,174 +95,85 @@ def find(root: Path) -> Path:
     return files.find(root, NAME, (f"{PUBLISHED}.npz", f"{PUBLISHED}.hdf5"), HOW_TO_GET)
 
 
-def read(path: Path) -> PackedGrid:
-    """Reads what `find` returned, by the kind of path it is.
-
-    Raises:
-      DataError: The file is of another kind, damaged, or not a complete grid of dSprites.
-    """
+def _opened(path: Path) -> contextlib.AbstractContextManager[files.Rows]:
+    """Opens what `find` returned, by the kind of path it is, as rows of packed bits `[n, 512]`."""
     if path.is_dir():
-        return read_prepared(path)
+        return _opened_prepared(path)
     if path.suffix == ".npz":
-        return read_npz(path)
+        return _opened_npz(path)
     if path.suffix in (".hdf5", ".h5"):
-        return read_hdf5(path)
+        return _opened_hdf5(path)
     raise DataError(f"{path}: not a dSprites file; a published one ends in .npz or .hdf5")
 
 
-def read_npz(path: Path) -> PackedGrid:
-    """Reads the published npz, streaming its 3 GB of images out of the zip in small chunks.
+@contextlib.contextmanager
+def _opened_npz(path: Path) -> Iterator[files.Rows]:
+    """The published npz, whose 3 GB of images are streamed out of the zip in small chunks.
 
-    Args:
-      path: File with members `imgs` (u1 `[N, 64, 64]`) and `latents_classes` (integer `[N, 6]`).
-
-    Raises:
-      DataError: The file is missing, damaged, or not a complete grid of dSprites.
+    Its members: `imgs` (u1 `[N, 64, 64]`) and `latents_classes` (integer `[N, 6]`).
     """
     with files.reading(path, "npz", HOW_TO_GET), zipfile.ZipFile(path) as archive:
         with files.npz_member(path, archive, "latents_classes") as (stream, shape, dtype):
             _check_classes(path, "latents_classes", shape, dtype)
-            classes = np.frombuffer(
-                files.exactly(path, stream, math.prod(shape) * dtype.itemsize), dtype
-            )
-        index, factors = _grid(path, classes.reshape(shape))
+            labels = files.exactly(path, stream, math.prod(shape) * dtype.itemsize)
+            classes = _coloured(path, np.frombuffer(labels, dtype).reshape(shape))
         with files.npz_member(path, archive, "imgs") as (stream, shape, dtype):
-            _check_images(path, "imgs", shape, dtype, len(index))
+            _check_images(path, "imgs", shape, dtype, len(classes))
 
-            def load(start: int, stop: int) -> np.ndarray:
-                return np.frombuffer(
-                    files.exactly(path, stream, (stop - start) * _PIXELS), np.uint8
-                )
+            def read(start: int, stop: int) -> np.ndarray:
+                pixels = files.exactly(path, stream, (stop - start) * _PIXELS)
+                return _bits(path, np.frombuffer(pixels, np.uint8))
 
-            return PackedGrid(_pack(path, load, index, _CHUNK), factors)
+            yield files.Rows(classes, read, _CHUNK)
 
 
-def read_hdf5(path: Path) -> PackedGrid:
-    """Reads the published hdf5; needs h5py.
+@contextlib.contextmanager
+def _opened_hdf5(path: Path) -> Iterator[files.Rows]:
+    """The published hdf5; needs h5py.
 
-    Args:
-      path: File with datasets `/imgs` (u1 `[N, 64, 64]`) and `/latents/classes` (integer `[N, 6]`).
-
-    Raises:
-      DataError: The file is missing, damaged, or not a complete grid of dSprites, or h5py is
-        missing.
+    Its datasets: `/imgs` (u1 `[N, 64, 64]`) and `/latents/classes` (integer `[N, 6]`).
     """
-    with files.reading(path, "hdf5", HOW_TO_GET):
-        import h5py
-
-        with h5py.File(path, "r") as file:
-            for name in ("imgs", "latents/classes"):
-                if not isinstance(file.get(name), h5py.Dataset):
-                    raise DataError(f"{path}: no dataset '/{name}', which dSprites has")
-            images, classes = file["imgs"], file["latents/classes"]
-            _check_classes(path, "/latents/classes", classes.shape, classes.dtype)
-            _check_images(path, "/imgs", images.shape, images.dtype, len(classes))
-            index, factors = _grid(path, classes[...])
-            # Reading across the file's own chunks would decompress each of them more than once.
-            stored = images.chunks[0] if images.chunks else 1
-            chunk = min(stored * max(1, _CHUNK // stored), 8 * _CHUNK)
-            return PackedGrid(_pack(path, lambda a, b: images[a:b], index, chunk), factors)
+    with (
+        files.reading(path, "hdf5", HOW_TO_GET),
+        files.hdf5(path, _TITLE, ("imgs", "latents/classes"), PUBLISHED_HDF5) as (images, labels),
+    ):
+        _check_classes(path, "/latents/classes", labels.shape, labels.dtype)
+        _check_images(path, "/imgs", images.shape, images.dtype, len(labels))
+        yield files.Rows(
+            _coloured(path, labels[...]),
+            lambda start, stop: _bits(path, images[start:stop]),
+            files.hdf5_chunk(images, _CHUNK, 8 * _CHUNK),
+        )
 
 
-def read_prepared(directory: Path) -> PackedGrid:
-    """Reads dSprites prepared by tensorflow-datasets as ArrayRecord, without TensorFlow.
-
-    Decoding every record takes minutes, so the packed result is kept beside the data, in
-    `CACHE_NAME`, and used for as long as the data are not prepared anew. A directory that cannot be
-    written to is read in full each time.
-
-    Args:
-      directory: The version directory, with `dataset_info.json` (`.../dsprites/2.0.0`).
-
-    Raises:
-      DataError: The data are damaged, not ArrayRecord, or not a complete grid of dSprites.
-    """
-    cached = _load_cache(directory)
-    if cached is not None:
-        return cached
-    with files.prepared(directory, "dSprites", {"image", *_LABELS}, HOW_TO_GET) as builder:
-        records: Any = builder.as_data_source(split="train")
-        rows = len(records)
-        if rows > _MAX_ROWS:
-            raise DataError(f"{directory}: {rows} records, but dSprites has at most {_MAX_ROWS}")
-        classes = np.zeros((rows, 1 + len(_LABELS)), np.int64)
-
-        def load(start: int, stop: int) -> np.ndarray:
-            batch = records.__getitems__(list(range(start, stop)))
-            classes[start:stop, 1:] = [[record[name] for name in _LABELS] for record in batch]
-            return np.stack([record["image"] for record in batch])
-
-        # A record holds image and labels together, so the order is known only at the end.
-        shuffled = _pack(directory, load, np.arange(rows), _CHUNK // 4)
-        index, factors = _grid(directory, classes)
-        bits = np.empty_like(shuffled)
-        bits[index] = shuffled
-    _save_cache(directory, PackedGrid(bits, factors))
-    return PackedGrid(bits, factors)
+@contextlib.contextmanager
+def _opened_prepared(directory: Path) -> Iterator[files.Rows]:
+    """Data prepared by tensorflow-datasets: the directory `.../dsprites/2.0.0`."""
+    with files.prepared(directory, _TITLE, {"image", *_LABELS}, HOW_TO_GET) as builder:
+        rows = files.records(directory, builder, _LABELS, (CANVAS, CANVAS, 1))
+        yield rows._replace(read=lambda start, stop: _bits(directory, rows.read(start, stop)))
 
 
 def _check_classes(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Refuses labels other than integers `[N, 6]`, N at most the published number."""
-    if dtype.kind not in "iu" or len(shape) != 2 or shape[1] != 6 or not 0 < shape[0] <= _MAX_ROWS:
-        want = f"integer [N, 6], N at most {_MAX_ROWS}"
-        raise DataError(f"{path}: {name} is {dtype} {list(shape)}, but must be {want}")
+    files.check_array(path, name, shape, dtype, np.integer, ("N", 6), _MAX_ROWS)
 
 
 def _check_images(
     path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int
 ) -> None:
     """Refuses images other than uint8 `[rows, 64, 64]`."""
-    if dtype != np.uint8 or shape != (rows, CANVAS, CANVAS):
-        want = f"uint8 {[rows, CANVAS, CANVAS]}"
-        raise DataError(f"{path}: {name} is {dtype} {list(shape)}, but must be {want}")
+    files.check_array(path, name, shape, dtype, np.uint8, (rows, CANVAS, CANVAS))
 
 
-def _grid(path: Path, classes: np.ndarray) -> tuple[np.ndarray, tuple[Factor, ...]]:
-    """The place of each row `[6]` in a complete grid, and the grid's five factors."""
-    index, found = files.grid_order(path, "dSprites", classes, (Factor("colour", 1), *FACTORS))
-    return index, found[1:]
+def _coloured(path: Path, classes: np.ndarray) -> np.ndarray:
+    """The classes without the first, the colour, of which there is one."""
+    files.check_classes(path, _TITLE, classes[:, :1], (Factor("colour", 1),))
+    return classes[:, 1:]
 
 
-def _pack(
-    path: Path, load: Callable[[int, int], np.ndarray], index: np.ndarray, chunk: int
-) -> np.ndarray:
-    """Packs images chunk by chunk: row `i` of the file becomes row `index[i]` of `[N, 512]`."""
-    bits = np.empty((len(index), _BYTES), np.uint8)
-    for start in range(0, len(index), chunk):
-        stop = min(start + chunk, len(index))
-        images = load(start, stop).reshape(stop - start, _PIXELS)
-        if images.max() > 1:
-            raise DataError(f"{path}: a pixel is {images.max()}, but dSprites has only 0 and 1")
-        bits[index[start:stop]] = np.packbits(images, axis=1)
-    return bits
-
-
-def _load_cache(directory: Path) -> PackedGrid | None:
-    """The cached grid, unless it is absent, damaged or older than the data."""
-    cache = directory / CACHE_NAME
-    try:
-        if cache.stat().st_mtime_ns < (directory / "dataset_info.json").stat().st_mtime_ns:
-            return None
-        bits = np.load(cache, allow_pickle=False)
-    except (OSError, EOFError, ValueError):
-        return None
-    sizes = bits.shape[:-1]
-    fits = len(sizes) == len(_MAX_SIZES) and all(
-        0 < size <= top for size, top in zip(sizes, _MAX_SIZES, strict=True)
-    )
-    if not fits or bits.shape[-1] != _BYTES or bits.dtype != np.uint8:
-        return None
-    factors = tuple(
-        dataclasses.replace(factor, size=size) for factor, size in zip(FACTORS, sizes, strict=True)
-    )
-    return PackedGrid(bits.reshape(-1, _BYTES), factors)
-
-
-def _save_cache(directory: Path, grid: PackedGrid) -> None:
-    """Writes the cache atomically, or logs why it could not."""
-    sizes = (factor.size for factor in grid.factors)
-    try:
-        with files.replacing(directory / CACHE_NAME) as temporary, temporary.open("wb") as file:
-            np.save(file, grid.bits.reshape(*sizes, _BYTES), allow_pickle=False)
-    except OSError as error:
-        _log.warning("%s: not cached, so it is decoded anew each time (%s)", directory, error)
+def _bits(path: Path, images: np.ndarray) -> np.ndarray:
+    """Packs any number of images, 0 or 1, into `[n, 512]`."""
+    if images.max() > 1:
+        raise DataError(f"{path}: a pixel is {images.max()}, but dSprites has only 0 and 1")
+    return np.packbits(images.reshape(-1, _PIXELS), axis=1)

@@ -1,4 +1,4 @@
-"""What the readers of published files share: finding them, parsing them safely, keeping a copy.
+"""What the readers of published files share: finding them, parsing them safely.
 
 Nothing is ever unpickled. Whatever is wrong with a file becomes a `DataError` of one line.
 """
@@ -6,14 +6,15 @@ Nothing is ever unpickled. Whatever is wrong with a file becomes a `DataError` o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
-import shutil
+import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,23 @@ from vaejax.data.errors import DataError
 from vaejax.data.protocols import Factor
 
 
-def find(root: Path, name: str, published: Iterable[str], how_to_get: str) -> Path:
+class Rows(NamedTuple):
+    """The rows of an opened file, in the order that they have there.
+
+    Attributes:
+      classes: `[N, K]` integers.
+      read: The images of rows `start` to `stop - 1`, uint8.
+      chunk: How many rows to read at a time.
+    """
+
+    classes: np.ndarray
+    read: Callable[[int, int], np.ndarray]
+    chunk: int
+
+
+def find(
+    root: Path, name: str, published: Iterable[str], how_to_get: str, inside: Iterable[str] = ()
+) -> Path:
     """Finds a published dataset: `root` itself if it is a file, else the first match inside it.
 
     In a directory, `root` and `root/name` are searched for the published files, in their order,
@@ -32,6 +49,7 @@ def find(root: Path, name: str, published: Iterable[str], how_to_get: str) -> Pa
       name: Name of the dataset's directory.
       published: Names of the published files, any one of which will do.
       how_to_get: What the error says if there is none.
+      inside: Further directories in `root` to search.
 
     Returns:
       A file, or a directory with a tensorflow-datasets `dataset_info.json`.
@@ -41,7 +59,7 @@ def find(root: Path, name: str, published: Iterable[str], how_to_get: str) -> Pa
     """
     if root.is_file():
         return root
-    places = (root, root / name)
+    places = (root, root / name, *(root / place for place in inside))
     for file in published:
         for place in places:
             if (place / file).is_file():
@@ -105,6 +123,24 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         return np.lib.format.read_array_header_2_0(stream)
 
 
+def map_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """An array of an npz, mapped where it lies in the file; None if it is compressed there.
+
+    Nothing checks its bytes, which is for the caller to do: reading the member's stream to its end
+    compares its checksum.
+    """
+    with npz_member(path, archive, name) as (stream, shape, dtype):
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        # The directory does not say how long the header before the member is; the header does.
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            name_length, extra_length = struct.unpack("<26x2H", exactly(path, file, 30))
+        start = info.header_offset + 30 + name_length + extra_length + stream.tell()
+        return np.memmap(path, dtype, "r", start, shape)
+
+
 def exactly(path: Path, stream: IO[bytes], count: int) -> bytes:
     """Reads `count` bytes; a zip or gzip checks their checksum at the end."""
     data = stream.read(count)
@@ -144,6 +180,139 @@ def prepared(directory: Path, name: str, features: Iterable[str], how_to_get: st
         yield builder
 
 
+def records(
+    directory: Path,
+    builder: Any,
+    labels: Sequence[str],
+    image_shape: tuple[int, ...],
+    split: str = "train",
+    chunk: int = 1024,
+) -> Rows:
+    """The records that tensorflow-datasets has prepared: labels now, images when asked for.
+
+    Labels are read first and alone, for the place of an image is only known once all of them are.
+
+    Args:
+      directory: Named in errors.
+      builder: From `prepared`.
+      labels: The features that are the K classes.
+      image_shape: What images must be, `(H, W, C)`.
+      split: Which records.
+      chunk: How many records to read at a time.
+
+    Raises:
+      DataError: The images are of another shape.
+    """
+    import tensorflow_datasets as tfds
+
+    undecoded = {"image": tfds.decode.SkipDecoding()}
+    labelled: Any = builder.as_data_source(split=split, decoders=undecoded)
+    pictured: Any = builder.as_data_source(split=split)
+    classes = np.empty((len(labelled), len(labels)), np.int64)
+    for start in range(0, len(classes), chunk):
+        batch = labelled.__getitems__(list(range(start, min(start + chunk, len(classes)))))
+        classes[start : start + chunk] = [[record[name] for name in labels] for record in batch]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        batch = pictured.__getitems__(list(range(start, stop)))
+        images = np.stack([record["image"] for record in batch])
+        check_array(directory, "image", images.shape[1:], images.dtype, np.uint8, image_shape)
+        return images
+
+    return Rows(classes, read, chunk)
+
+
+def check_array(
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    kind: Any,
+    want: tuple[int | str, ...],
+    most: int | None = None,
+) -> None:
+    """Refuses an array of another shape or dtype.
+
+    Args:
+      path: File named in errors.
+      name: Of the array.
+      shape: That it has.
+      dtype: That it has.
+      kind: What its dtype must be, or be a kind of: `np.uint8`, `np.integer`.
+      want: What its shape must be; a letter stands for any size, from 1 to `most`.
+      most: The most that the letter may stand for.
+
+    Raises:
+      DataError: It is not so.
+    """
+    fits = len(shape) == len(want) and all(
+        0 < size <= (most or size) if isinstance(wanted, str) else size == wanted
+        for size, wanted in zip(shape, want, strict=True)
+    )
+    if fits and np.issubdtype(dtype, kind):
+        return
+    wanted_shape = ", ".join(map(str, want))
+    bound = f", N at most {most}" if most else ""
+    raise DataError(
+        f"{path}: {name} is {dtype} {list(shape)}, "
+        f"but must be {kind.__name__} [{wanted_shape}]{bound}"
+    )
+
+
+@contextlib.contextmanager
+def hdf5(
+    path: Path, name: str, datasets: Sequence[str], published: tuple[int, str] = (0, "")
+) -> Iterator[list[Any]]:
+    """Opens datasets of an hdf5 file; needs h5py.
+
+    The format has no checksum of its own, so damaged pixels may go unnoticed. A file of the
+    published size, however, must have the published SHA-256.
+
+    Args:
+      path: The file.
+      name: What the dataset is called in errors.
+      datasets: What it must hold.
+      published: Size in bytes and SHA-256 of the published file.
+
+    Raises:
+      DataError: One of them is missing, or the checksum is another.
+    """
+    import h5py
+
+    size, checksum = published
+    if path.stat().st_size == size:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != checksum:
+                raise DataError(f"{path}: damaged, its SHA-256 is not that of the published file")
+    with h5py.File(path, "r") as file:
+        for dataset in datasets:
+            if not isinstance(file.get(dataset), h5py.Dataset):
+                raise DataError(f"{path}: no dataset '/{dataset}', which {name} has")
+        yield [file[dataset] for dataset in datasets]
+
+
+def hdf5_chunk(dataset: Any, rows: int, most: int) -> int:
+    """About how many `rows` to read at a time so that none of the file's chunks is read twice."""
+    stored = dataset.chunks[0] if dataset.chunks else 1
+    return min(stored * max(1, rows // stored), most)
+
+
+def check_classes(path: Path, name: str, classes: np.ndarray, factors: Sequence[Factor]) -> None:
+    """Refuses labels `[N, K]` that are out of their factor's range, or none at all.
+
+    Raises:
+      DataError: A class is out of range, or there are no rows.
+    """
+    if not len(classes):
+        raise DataError(f"{path}: holds no images")
+    for factor, column in zip(factors, classes.T, strict=True):
+        if column.min() < 0 or column.max() >= factor.size:
+            found = f"{column.min()} to {column.max()}"
+            raise DataError(
+                f"{path}: {factor.name} classes are {found}, but {name} has 0 to {factor.size - 1}"
+            )
+
+
 def grid_order(
     path: Path, name: str, classes: np.ndarray, factors: Sequence[Factor]
 ) -> tuple[np.ndarray, tuple[Factor, ...]]:
@@ -164,12 +333,7 @@ def grid_order(
     Raises:
       DataError: A class is out of range, or a combination is missing or repeated.
     """
-    for factor, column in zip(factors, classes.T, strict=True):
-        if column.min() < 0 or column.max() >= factor.size:
-            found = f"{column.min()} to {column.max()}"
-            raise DataError(
-                f"{path}: {factor.name} classes are {found}, but {name} has 0 to {factor.size - 1}"
-            )
+    check_classes(path, name, classes, factors)
     sizes = tuple(int(size) for size in classes.max(axis=0) + 1)
     index = np.ravel_multi_index(tuple(classes.T.astype(np.int64)), sizes)
     counts = np.bincount(index, minlength=math.prod(sizes))
@@ -182,22 +346,3 @@ def grid_order(
         for factor, size in zip(factors, sizes, strict=True)
     )
     return index, found_factors
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` for a file or a directory, moved there if nothing went wrong.
-
-    Raises:
-      OSError: The directory cannot be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            else:
-                temporary.unlink(missing_ok=True)

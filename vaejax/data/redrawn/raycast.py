@@ -168,10 +168,10 @@ def convex(rays: Rays, normals: np.ndarray, offsets: np.ndarray) -> Hit:
     for row, offset in zip(normals, offsets, strict=True):
         face = Vec(*map(float, row))
         slope = face.dot(rays.direction)
-        # A ray along the face never crosses it: it is inside for good, or outside for good.
-        t = (float(offset) - face.dot(rays.origin)) / jnp.where(
-            jnp.abs(slope) < 1e-9, jnp.float32(-1e-9), slope
-        )
+        # A ray along the face never crosses it: taken as entering it, it does so long before or
+        # long after everything else.
+        slope = jnp.where(jnp.abs(slope) < 1e-9, jnp.float32(-1e-9), slope)
+        t = (float(offset) - face.dot(rays.origin)) / slope
         entering = slope < 0
         later = entering & (t > enter)
         enter = jnp.where(later, t, enter)
@@ -285,6 +285,70 @@ def capsule(rays: Rays, half_length: Number) -> Hit:
     point = rays.at(t)
     above = point.y - jnp.clip(point.y, -half_length, half_length)
     return Hit(t, Vec(point.x, above, point.z))
+
+
+def upright(rays: Rays, box: jax.Array, rounded: jax.Array, radius: Number, half: Number) -> Hit:
+    """A box, cylinder, ball or capsule, which one being decided by values rather than by code.
+
+    This takes little longer than the dearest of the four alone, and half as long as selecting among
+    four finished hits. In world units and about `y = 0`, standing along y:
+
+    *   `box`: `max(|x|, |z|) <= radius` and `|y| <= half`.
+    *   neither `box` nor `rounded`: `x^2 + z^2 <= radius^2` and `|y| <= half`, a cylinder.
+    *   `rounded`: all within `radius` of the segment from `y = -half` to `y = half`, a capsule, or
+        a ball where `half` is 0.
+
+    Args:
+      rays: Directions may be planes or numbers, and origins too.
+      box: Bool.
+      rounded: Bool; not both.
+      radius: Positive.
+      half: At least 0; positive unless `rounded`.
+    """
+    (ox, oy, oz), (dx, dy, dz) = rays
+    wx, wy, wz = (1 / jnp.where(jnp.abs(d) < 1e-9, 1e-9, d) for d in (dx, dy, dz))
+
+    # Where rays are over the base: an interval of t each for the square and for the disc.
+    middle_x, reach_x = -ox * wx, jnp.abs(radius * wx)
+    middle_z, reach_z = -oz * wz, jnp.abs(radius * wz)
+    a, b = dx * dx + dz * dz + 1e-12, ox * dx + oz * dz
+    c = ox * ox + oz * oz - radius * radius
+    root = b * b - a * c
+    width = jnp.sqrt(jnp.maximum(root, 0.0))
+    middle = -b / a
+    from_x = middle_x - reach_x > middle_z - reach_z
+    square_in = jnp.where(from_x, middle_x - reach_x, middle_z - reach_z)
+    square_out = jnp.minimum(middle_x + reach_x, middle_z + reach_z)
+    side_in = jnp.where(box, square_in, middle - width / a)
+    side_out = jnp.where(box, square_out, middle + width / a)
+    over = box | (root > 0)
+
+    # Flat ends: a second interval, and where the two meet.
+    ends, reach_y = -oy * wy, jnp.abs(half * wy)
+    end_first = ends - reach_y > side_in
+    flat = jnp.where(end_first, ends - reach_y, side_in)
+    meets_flat = over & (flat < jnp.minimum(side_out, ends + reach_y))
+
+    # Rounded ends: what misses the side meets the ball at the nearer end, if anything.
+    y = oy + side_in * dy
+    on_side = over & (jnp.abs(y) <= half)
+    lift = oy - jnp.where(y > 0, half, -half)
+    a, b, c = a + dy * dy, b + lift * dy, c + lift * lift
+    root = b * b - a * c
+    ball_in = (-b - jnp.sqrt(jnp.maximum(root, 0.0))) / a
+    meets_round = on_side | (root > 0)
+
+    t = jnp.where(rounded, jnp.where(on_side, side_in, ball_in), flat)
+    meets = jnp.where(rounded, meets_round, meets_flat) & (t > 0)
+    x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+    on_end = ~rounded & end_first
+    on_face = box & ~end_first
+    normal = Vec(
+        jnp.where(on_end, 0.0, jnp.where(on_face, jnp.where(from_x, -jnp.sign(dx), 0.0), x)),
+        jnp.where(rounded, y - jnp.clip(y, -half, half), jnp.where(on_end, -jnp.sign(dy), 0.0)),
+        jnp.where(on_end, 0.0, jnp.where(on_face, jnp.where(from_x, 0.0, -jnp.sign(dz)), z)),
+    )
+    return Hit(jnp.where(meets, t, _FAR), normal)
 
 
 def is_hit(hit: Hit) -> jax.Array:

@@ -62,6 +62,11 @@ class Redrawn:
         """`(image_size, image_size, C)`."""
         return (self.image_size, self.image_size, self.channels)
 
+    @property
+    def correlated(self) -> bool:
+        """`False`: every combination of factors is as likely."""
+        return False
+
     def __len__(self) -> int:
         return math.prod(factor.size for factor in self.factors)
 
