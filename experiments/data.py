@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 10  # images of a row
 _GALLERY_COLUMNS = 6
+_GALLERY = (("dsprites", "smallnorb"), ("shapes3d", "mpi3d"), ("celeba",))  # about as high
+_EXAMPLE = 222  # seed of the example that factors are changed of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,27 +184,28 @@ def gallery(out: Path, image_size: int) -> Path:
     from experiments import files, pictures
     from vaejax import data
 
-    parts = {}
-    for name in data.REDRAWN:
+    def traversed(name: str) -> dict[str, np.ndarray]:
         source = data.source(name, image_size)
         assert isinstance(source, data.Renderable)
-        parts[name] = traversals(source, columns=_GALLERY_COLUMNS)
+        return traversals(source, columns=_GALLERY_COLUMNS)
+
+    columns = [{name: traversed(name) for name in column} for column in _GALLERY]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gallery.png"
-    files.write_bytes(path, pictures.side_by_side(parts))
+    files.write_bytes(path, pictures.side_by_side(columns))
     return path
 
 
 def traversals(source: Renderable, columns: int = _COLUMNS) -> dict[str, np.ndarray]:
-    """For each factor a row of images `[columns, H, W, C]`, the others in their middles.
+    """For each factor a row of images `[columns, H, W, C]` of one example with that factor changed.
 
     Factors of fewer classes than columns show each of them, and then nothing.
     """
     import jax
     import numpy as np
 
-    middle = np.array([(factor.size - 1) // 2 for factor in source.factors], np.float32)
-    settings = np.tile(middle, (len(source.factors), columns, 1))
+    _, example = source.batch(jax.random.key(_EXAMPLE), 1)
+    settings = np.tile(np.asarray(example, np.float32), (len(source.factors), columns, 1))
     shown = np.zeros((len(source.factors), columns), bool)
     for k, factor in enumerate(source.factors):
         count = min(columns, factor.size)

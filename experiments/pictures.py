@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from vaejax.types import Variables
 _IMAGES = 10  # columns of both pictures
 _ROWS = 10  # latents of a traversal
 _KEY = 7  # seed of the images shown
+_DPI = 120
 
 
 def draw(
@@ -83,24 +84,40 @@ def grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
         return _png(figure)
 
 
-def side_by_side(parts: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
-    """Several such grids in one picture, each with its title."""
-    with matplotlib.rc_context({"font.size": 6}):
-        shapes = [(len(rows), len(next(iter(rows.values())))) for rows in parts.values()]
-        image, label, gap = 0.3, 0.95, 0.1  # inches
-        width = sum(columns * image + label + gap for _, columns in shapes)
-        height = max(rows for rows, _ in shapes) * image + 0.25
+def side_by_side(columns: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> bytes:
+    """Columns of titled grids, one below the other, every pixel of an image as one of the PNG.
+
+    Args:
+      columns: For each its grids by title; all images have one size.
+    """
+    first = next(iter(next(iter(columns[0].values())).values()))
+    with matplotlib.rc_context({"font.size": 7}):
+        # Inches; an image has a margin of one pixel.
+        image, label, title, gap = (first.shape[1] + 1) / _DPI, 1.1, 0.22, 0.1
+        widths = [
+            label + gap + image * max(_width(rows) for rows in grids.values()) for grids in columns
+        ]
+        heights = [
+            sum(title + gap + image * len(rows) for rows in grids.values()) for grids in columns
+        ]
+        width, height = sum(widths), max(heights)
         figure = Figure(figsize=(width, height))
         left = 0.0
-        for (title, rows), (num_rows, columns) in zip(parts.items(), shapes, strict=True):
-            left += label
-            box = (left, height - 0.25 - num_rows * image, columns * image, num_rows * image)
-            axes = figure.add_axes(
-                (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-            )
-            _draw_rows(axes, rows, title)
-            left += columns * image + gap
+        for grids, column_width in zip(columns, widths, strict=True):
+            top = height
+            for name, rows in grids.items():
+                across, down = image * _width(rows), image * len(rows)
+                top -= title + down
+                box = ((left + label) / width, top / height, across / width, down / height)
+                _draw_rows(figure.add_axes(box), rows, name)
+                top -= gap
+            left += column_width
         return _png(figure)
+
+
+def _width(rows: Mapping[str, np.ndarray]) -> int:
+    """Images in each row."""
+    return len(next(iter(rows.values())))
 
 
 def _draw_rows(axes: Axes, rows: Mapping[str, np.ndarray], title: str) -> None:
@@ -124,5 +141,5 @@ def _draw_rows(axes: Axes, rows: Mapping[str, np.ndarray], title: str) -> None:
 def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     # The version of matplotlib is left out, so that equal pictures are equal files.
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
     return content.getvalue()
