@@ -114,7 +114,7 @@ def test_nothing_heavy_is_imported(unpacked, npz):
     code = f"""
 import sys
 import vaejax.data
-from vaejax.data.genuine import dsprites, mpi3d, shapes3d
+from vaejax.data.genuine import celeba, dsprites, mpi3d, shapes3d, smallnorb
 heavy = {{"tensorflow", "tensorflow_datasets", "h5py", "PIL"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 vaejax.data.source("dsprites", root={str(npz)!r})
