@@ -13,9 +13,10 @@ from etils import epath
 from flax import struct
 from rich.console import Console
 
-from experiments import presets, readouts, report, scores
+from experiments import effects, presets, readouts, report, scores
 from experiments.measure import MissingError, measure
 from experiments.presets import PRESETS
+from vaejax import data, interventions
 from vaejax.data import Factor
 from vaejax.metrics import train_readout
 from vaejax.models import VAE, Discriminator, FactorVAE, MLPDecoder, MLPEncoder
@@ -206,3 +207,26 @@ def test_the_discriminator_is_left_out(readout):
     factor = FactorVAE(model.encoder, model.decoder, model.likelihood, Discriminator((3,)))
     params = {**variables["params"], "discriminator": {"unused": jnp.zeros(1)}}
     assert measure(factor, {"params": params}, Halves(), PRESET, readout).row == expected
+
+
+def test_in_a_world_what_depends_on_a_factor_follows_it():
+    base, world = data.source("dsprites", 32), data.source("dsprites@chain", 32)
+    _, factors = base.batch(jax.random.key(0), 6)  # chain: scale -> x -> y
+    (clean, held), (same, followed) = (effects._factor_pairs(s, factors) for s in (base, world))
+    np.testing.assert_array_equal(clean, same)
+    held, followed, clean = (x.reshape(5, 6, -1) for x in (held, followed, clean))
+    moved = np.abs(held - followed).max(axis=-1) > 0
+    assert not moved[[0, 2, 4]].any()  # shape, orientation and y have no effects
+    assert moved[[1, 3]].all()
+    # Not only is it another image: it is that of the values that the model gives.
+    scale = factors[:, 1] + jax.random.randint(
+        jax.random.split(jax.random.key(0), 5)[1], (6,), 1, 6
+    )
+    values = world.set_factor(factors, 1, scale % 6)
+    np.testing.assert_array_equal(jax.vmap(base.render)(values).reshape(6, -1), followed[1])
+
+
+def test_without_a_world_correlated_factors_are_held():
+    faces = data.source("celeba", 32)
+    assert faces.correlated
+    assert effects._set_factor(faces) is interventions.set_factor
