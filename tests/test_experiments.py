@@ -1,8 +1,10 @@
 """The command lines end to end: one sweep, what it leaves, resuming, refusing, analysing."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
+import io
 import json
 import os
 import random
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,11 +36,43 @@ def environment(tmp_path_factory):
     return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
-def run(environment, module, *arguments, **kwargs):
-    command = [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **kwargs
-    )
+@pytest.fixture(scope="module")
+def same_compiler(environment):
+    """This process compiles as the commands do, and shares their programs."""
+    config = jax.config
+    before = {
+        "jax_compilation_cache_dir": config.jax_compilation_cache_dir,
+        "jax_disable_most_optimizations": config.read("jax_disable_most_optimizations"),
+        "jax_persistent_cache_min_compile_time_secs": (
+            config.jax_persistent_cache_min_compile_time_secs
+        ),
+    }
+    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", environment["JAX_COMPILATION_CACHE_DIR"])
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(module, *arguments):
+    """Runs a command in this process, which has its programs in memory."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(SystemExit) as stop,
+    ):
+        importlib.import_module(f"experiments.{module}").main(list(map(str, arguments)))
+    return Done(stop.value.code, stdout.getvalue(), stderr.getvalue())
 
 
 def rows_of(path):
@@ -53,10 +88,10 @@ def table(out):
 
 
 @pytest.fixture(scope="module")
-def finished(environment, tmp_path_factory):
+def finished(same_compiler, tmp_path_factory):
     """An uninterrupted sweep."""
     out = tmp_path_factory.mktemp("finished")
-    done = run(environment, "sweep", *SMOKE, "--out", out)
+    done = run("sweep", *SMOKE, "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return out, done.stdout
@@ -115,18 +150,18 @@ def test_the_summary_has_means_and_intervals(finished):
     assert float(summary[0]["mig_high"]) == pytest.approx(mean + half, rel=1e-3)
 
 
-def test_a_finished_sweep_trains_nothing_again(environment, finished):
+def test_a_finished_sweep_trains_nothing_again(finished):
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.glob("runs/**/checkpoints/*")}
-    again = run(environment, "sweep", *SMOKE, "--out", out)
+    again = run("sweep", *SMOKE, "--out", out)
     assert again.returncode == 0
     assert "step" not in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("runs/**/checkpoints/*")}
 
 
-def test_another_configuration_is_refused(environment, finished):
+def test_another_configuration_is_refused(finished):
     out, _ = finished
-    refused = run(environment, "sweep", *SMOKE, "--steps", 30, "--out", out)
+    refused = run("sweep", *SMOKE, "--steps", 30, "--out", out)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "steps was 20, is 30" in refused.stderr
@@ -142,9 +177,9 @@ def test_a_checkpoint_restores_alone(finished):
     assert int(restored.state.step) == 20
 
 
-def test_analyze_measures_the_same_again(environment, finished, tmp_path):
+def test_analyze_measures_the_same_again(finished, tmp_path):
     run_directory = finished[0] / "runs/dsprites/vq_vae/seed_0"
-    done = run(environment, "analyze", run_directory, "--out", tmp_path)
+    done = run("analyze", run_directory, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     there = json.loads((run_directory / "metrics.json").read_text())
     again = json.loads((tmp_path / "metrics.json").read_text())
@@ -158,10 +193,10 @@ def test_analyze_measures_the_same_again(environment, finished, tmp_path):
                 np.testing.assert_array_equal(same[array], arrays[array])
 
 
-def test_analyze_measures_what_is_asked_for(environment, finished):
+def test_analyze_measures_what_is_asked_for(finished):
     run_directory = finished[0] / "runs/dsprites/vq_vae/seed_0"
     options = ("--metrics", "mig", "sap", "--representation", "pooled")
-    done = run(environment, "analyze", run_directory, *options)
+    done = run("analyze", run_directory, *options)
     assert done.returncode == 0, done.stderr
     printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert printed["representation"] == "pooled"
@@ -171,7 +206,7 @@ def test_analyze_measures_what_is_asked_for(environment, finished):
     assert there["sap"]["representation"] == "codes"
     assert float(printed["sap"]) != there["sap"]["score"]
 
-    refused = run(environment, "analyze", run_directory, "--metrics", "mig", "--without-passive")
+    refused = run("analyze", run_directory, "--metrics", "mig", "--without-passive")
     assert refused.returncode == 2
     assert "a VQ-VAE has no posterior" in refused.stderr
     assert refused.stderr.count("\n") == 1
@@ -211,12 +246,12 @@ def test_a_killed_sweep_goes_on_to_the_same_table(environment, finished, tmp_pat
         assert process.returncode in (-signal_number, 130), stderr
         if process.returncode == 130:
             assert stderr.splitlines()[-1].startswith("sweep: interrupted")
-    done = run(environment, "sweep", *SMOKE, "--out", tmp_path)
+    done = run("sweep", *SMOKE, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert table(tmp_path) == table(finished[0])
 
 
-def test_a_damaged_last_checkpoint_costs_one_chunk(environment, finished, tmp_path):
+def test_a_damaged_last_checkpoint_costs_one_chunk(finished, tmp_path):
     arguments = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
@@ -225,31 +260,22 @@ def test_a_damaged_last_checkpoint_costs_one_chunk(environment, finished, tmp_pa
     for path in (out / "runs/dsprites/vae/seed_0/checkpoints/20").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    done = run(environment, "sweep", *arguments, "--out", out)
+    done = run("sweep", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "step 10 of 20" in done.stdout
     assert table(out) == table(finished[0])
 
 
-def test_two_sweeps_cannot_share_a_directory(environment, tmp_path):
+def test_two_sweeps_cannot_share_a_directory(same_compiler, tmp_path):
     fcntl = pytest.importorskip("fcntl")
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = run(environment, "sweep", *SMOKE, "--out", tmp_path)
+        refused = run("sweep", *SMOKE, "--out", tmp_path)
     assert refused.returncode == 2
     assert "another process" in refused.stderr
 
 
-@pytest.fixture
-def same_compiler(environment, quick_compilation):
-    """This process compiles as the commands do, and finds their programs."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.mark.usefixtures("finished", "same_compiler")
+@pytest.mark.usefixtures("finished")
 def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     preset = presets.PRESETS["smoke"]
     grid = [runs.Run(preset, "dsprites", "vae", seed) for seed in (0, 1)]
@@ -291,14 +317,12 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         ("sweep", ["--out", "README.md"], "cannot use README.md as output directory"),
     ],
 )
-def test_wrong_arguments_get_one_line(module, arguments, said, capsys, monkeypatch):
+def test_wrong_arguments_get_one_line(module, arguments, said, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"experiments.{module}").main(arguments)
-    assert stop.value.code == 2
-    stderr = capsys.readouterr().err
-    assert said in stderr
-    assert stderr.count("\n") == 1
+    refused = run(module, *arguments)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_help_needs_no_jax_and_import_no_tensorflow():
@@ -309,9 +333,9 @@ def test_help_needs_no_jax_and_import_no_tensorflow():
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 
 
-def test_the_dry_run_counts_runs_and_parameters(environment):
+def test_the_dry_run_counts_runs_and_parameters():
     options = ("--preset", "paper", "--models", "vae", "--datasets", "dsprites", "--dry-run")
-    done = run(environment, "sweep", *options)
+    done = run("sweep", *options)
     assert done.returncode == 0, done.stderr
     assert "3 runs in 1 programs" in done.stdout
     assert "690,517" in done.stdout  # counted by hand from the published layers
