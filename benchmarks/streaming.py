@@ -5,7 +5,7 @@
 A file of 64x64x3 images, twice, is trained on by the reference network, batch 64: mapped from disk
 and fed ahead, and from the device's memory. The losses must be equal to the last bit before any
 time counts. Reported: the time of a step as a multiple of the one from memory, and how much memory
-of the process each of them takes at most, beyond what it had before.
+of the process each of them takes at most, beyond what it had before (the first compiles).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
         # Streaming first: the peak of memory that the system reports never falls.
         sources = {
             "file": lambda: GridSource(OnHost(mapped), "random", factors),
-            "device": lambda: GridSource(OnDevice(jax.device_put(mapped)), "random", factors),
+            "device": lambda: GridSource(
+                OnDevice(jax.device_put(np.array(mapped))), "random", factors
+            ),
         }
         workloads, peaks, histories = {}, {}, []
         for name, make in sources.items():
