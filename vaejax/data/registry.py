@@ -131,11 +131,10 @@ def load(
       DataError: As `source`.
     """
     reader, options = _reader(dataset)
-    splits = ("all", *getattr(reader, "SPLITS", ()))
-    if split not in splits:
-        raise DataError(unknown_name(f"split of {dataset}", split, splits))
-    if len(splits) > 1:
+    if hasattr(reader, "SPLITS"):
         options["split"] = split
+    elif split != "all":
+        raise DataError(unknown_name(f"split of {dataset}", split, ["all"]))
     return reader.load(root, image_size, progress=progress, **options)
 
 
@@ -184,4 +183,5 @@ def _in_world(base: Source, world: str) -> SCMSource:
             f"{base.name}@{world}: the published images do not hold every combination of factors; "
             f"a world needs the redrawn {base.name}"
         )
-    return SCMSource(base, worlds.world(world, base.name, base.factors), world)
+    benchmark = base.name.partition("_")[0]  # all variants of MPI3D have its roles
+    return SCMSource(base, worlds.world(world, benchmark, base.factors), world)

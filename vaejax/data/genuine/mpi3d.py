@@ -97,7 +97,8 @@ def load(
         )
     else:
         images, factors = _read_npz(path, progress)
-    return GridSource(store(images), NAME, factors, image_size)
+    name = NAME if variant == "toy" else f"{NAME}_{variant}"
+    return GridSource(store(images), name, factors, image_size)
 
 
 def find(root: Path, variant: str = "toy") -> Path:
