@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import solids
 
 from vaejax.data import DataError, Masked
 from vaejax.data.redrawn import mpi3d, mpi3d_parts, raycast
@@ -327,12 +328,12 @@ def test_shapes_are_those_of_the_ray_caster():
         hits = [
             raycast.is_hit(hit)
             for hit in (
-                raycast.cone(rays),
-                raycast.cube(rays),
-                raycast.cylinder(rays),
-                raycast.prism(rays, 6),
-                raycast.pyramid(rays),
-                raycast.ball(rays),
+                solids.cone(rays),
+                solids.cube(rays),
+                solids.cylinder(rays),
+                solids.prism(rays, 6),
+                solids.pyramid(rays),
+                solids.ball(rays),
             )
         ]
         ours = mpi3d_parts.draw_object(thing, x, y)

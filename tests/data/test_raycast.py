@@ -2,27 +2,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from vaejax.data.redrawn.raycast import (
+from solids import (
     Frame,
-    Hit,
-    Rays,
-    Vec,
     ball,
-    camera,
     capsule,
     cone,
     cube,
     cylinder,
-    is_hit,
-    lambert,
     nearest,
     prism,
-    project,
     pyramid,
     rotation,
-    upright,
 )
+
+from vaejax.data.redrawn.raycast import Hit, Rays, Vec, camera, is_hit, lambert, project, upright
 
 RADIUS, HALF = 0.8, 0.6
 STEP = 0.005

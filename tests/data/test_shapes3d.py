@@ -5,20 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from solids import Frame, ball, capsule, cube, cylinder
 
 from vaejax.data.protocols import Masked
 from vaejax.data.redrawn import shapes3d
-from vaejax.data.redrawn.raycast import (
-    Frame,
-    Rays,
-    Vec,
-    ball,
-    camera,
-    capsule,
-    cube,
-    cylinder,
-    is_hit,
-)
+from vaejax.data.redrawn.raycast import Rays, Vec, camera, is_hit
 from vaejax.data.redrawn.source import Redrawn
 from vaejax.data.sizes import sample_factors
 

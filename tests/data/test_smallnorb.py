@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import solids
+from solids import Frame
 
-from vaejax.data.redrawn import raycast, smallnorb
+from vaejax.data.redrawn import smallnorb
 from vaejax.data.redrawn.parts import BALL, BOX, Part, build, limb
-from vaejax.data.redrawn.raycast import Frame, Rays, Vec
+from vaejax.data.redrawn.raycast import Rays, Vec
 from vaejax.data.redrawn.toys import CATEGORIES, LABELS
 
 SIZES = (5, 10, 9, 18, 6)
@@ -77,7 +79,7 @@ def test_factors_are_the_published_ones():
 
 def test_parts_are_where_an_independent_ray_caster_finds_them(quick_compilation):
     # Six solids at random places, as one toy; the ray-caster has a function for each kind.
-    kinds = [(BALL, raycast.ball), ((1.0, 0.0, 1.0), raycast.cylinder), (BOX, raycast.cube)] * 2
+    kinds = [(BALL, solids.ball), ((1.0, 0.0, 1.0), solids.cylinder), (BOX, solids.cube)] * 2
     rng = np.random.default_rng(1)
     toy = [
         Part(i, 1.3 * rng.normal(size=3), rng.uniform(0.4, 0.9, 3), kind, along=rng.normal(size=3))
@@ -114,7 +116,7 @@ def test_parts_are_where_an_independent_ray_caster_finds_them(quick_compilation)
         for frame, (_, kind) in zip(frames, kinds, strict=True):
             hit = kind(frame.local(Rays(eye, away)))
             hits.append(hit._replace(normal=frame.world_normal(hit.normal)))
-        hit, which = raycast.nearest(hits)
+        hit, which = solids.nearest(hits)
         tone = smallnorb._lit(scene, smallnorb._seen(scene, hit.normal))
         return smallnorb._trace(scene, pixels), (hit.t - 100, tone, which)
 
