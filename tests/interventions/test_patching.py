@@ -18,11 +18,11 @@ from vaejax.interventions import (
     patch_units,
     rank_agreement,
     sites,
-    unit_ids,
     unit_mask,
     unit_sites,
+    unit_sweep,
 )
-from vaejax.interventions.passes import record, rerun
+from vaejax.interventions.passes import record
 
 
 def reconstruction(output):
@@ -101,7 +101,7 @@ def test_a_self_patch_changes_nothing_even_when_it_is_run(network, monkeypatch):
     assert all(result.skipped == 4 for result in everywhere.values())
     # Now with a pass for each unit, where otherwise none is needed.
     monkeypatch.setattr(
-        "vaejax.interventions.patching._changed",
+        "vaejax.interventions.unit_sweep._changed",
         lambda base, donor, ids, num: np.ones((num, len(base)), bool),
     )
     run = patch_units(
@@ -182,16 +182,18 @@ def test_resampling_gives_every_input_another():
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_only_what_changes_is_run(monkeypatch):
-    rows = []
+    run = []
+    patch = unit_sweep._patch
 
-    def counting(*args):
-        rows.extend(zip(args[7], args[8], strict=True))
-        return rerun(*args)
+    def watching(network, site, base, donor, total, examples, units, chunks, tau, **options):
+        for example, of_example, count in zip(examples, units, chunks, strict=True):
+            run.extend((unit, example) for unit in of_example[:count].ravel())
+        return patch(network, site, base, donor, total, examples, units, chunks, tau, **options)
 
-    monkeypatch.setattr("vaejax.interventions.patching.rerun", counting)
+    monkeypatch.setattr(unit_sweep, "_patch", watching)
     x = jnp.ones((4, 3))
     patch_units(Units().apply, {}, x, x.at[0, 1].set(2.0), chunk=1)
-    assert {row for row in rows if row[0] >= 0} == {(1, 0)}
+    assert run == [(1, 0)]
 
 
 def test_one_program_for_each_site_whatever_the_values():
@@ -211,22 +213,27 @@ def test_one_program_for_each_site_whatever_the_values():
 @pytest.mark.usefixtures("quick_compilation")
 def test_memory_does_not_grow_with_the_number_of_patches(network):
     apply_fn, variables, base, _ = network
-    _, activations = record(apply_fn, variables, base, ("decoder/up_1",), reconstruction, 4)
+    output, activations = record(apply_fn, variables, base, ("decoder/up_1",), reconstruction, 4)
     site = activations["decoder/up_1"]
+    whole = unit_sweep.Network(apply_fn, variables, base, reconstruction, 4)
 
-    def temporary(patches):
-        rows = jnp.zeros(patches, int)
-        arguments = base, "decoder/up_1", site, site, unit_ids(site.shape[1:]), rows, rows
-        program = rerun.lower(apply_fn, variables, *arguments, reconstruction, 4).compile()
+    def temporary(examples):
+        rows = jnp.zeros(examples, int)
+        units = jnp.zeros((examples, 2, 4), int)
+        program = unit_sweep._patch.lower(
+            whole, "decoder/up_1", site, site, output, rows, units, rows, 1e-6,
+            by="channel", block=8, at_once=1,
+        ).compile()  # fmt: skip
         return program.memory_analysis().temp_size_in_bytes
 
-    one, hundred = temporary(4), temporary(400)
-    # What comes out of the loop, `[400, 1024]`, and the indices; no activations of 400 patches.
-    assert hundred - one < 1.1 * 400 * 1024 * 4
+    one, hundred = temporary(1), temporary(100)
+    # What comes out of the loop, two numbers a patch; no activations of 800 patches.
+    assert hundred - one < 3 * 800 * 2 * 4
     assert one > 4 * site[0].nbytes
 
 
-def test_progress_reaches_the_end():
+def test_progress_reaches_the_end(monkeypatch):
+    monkeypatch.setattr(unit_sweep, "_CALL_PATCHES", 16)
     calls = []
     patch_units(
         Units().apply,

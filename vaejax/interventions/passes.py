@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from vaejax.chunking import map_chunks
 from vaejax.errors import unknown_name
-from vaejax.interventions.edits import replace
 from vaejax.interventions.intercept import intervene, sites
 
 TAU = 1e-6
@@ -122,51 +121,6 @@ def record(
         return read(readout, output), activations
 
     return map_chunks(run, count_examples(inputs), chunk)
-
-
-@functools.partial(jax.jit, static_argnames=("apply_fn", "site", "readout", "chunk"))
-def rerun(
-    apply_fn: Callable[..., Any],
-    variables: Any,
-    inputs: Any,
-    site: str,
-    base: jax.Array,
-    donor: jax.Array,
-    ids: jax.Array,
-    units: jax.Array,
-    examples: jax.Array,
-    readout: Readout,
-    chunk: int,
-) -> jax.Array:
-    """The quantity of interest when one unit of a site is taken from a donor: `[R, F]`.
-
-    The site's activation is given, so what comes before it is computed only as far as some other
-    path needs it. One program serves the patched and (with a unit that is not there) the unpatched
-    network, so where a patch changes nothing, it changes nothing to the last bit.
-
-    Args:
-      apply_fn: The network.
-      variables: Its variables.
-      inputs: `[N, ...]`.
-      site: The site.
-      base: Its activations on these inputs, `[N, ...]`.
-      donor: Those to take the unit from, `[N, ...]`.
-      ids: Which unit each element belongs to, `[...]`.
-      units: `[R]`, the unit to patch.
-      examples: `[R]`, in which example.
-      readout: From output to quantity of interest.
-      chunk: How many to run at once.
-    """
-    replaced = intervene(apply_fn, {site: replace})
-
-    def run(rows: jax.Array) -> jax.Array:
-        n = examples[rows]
-        chosen = ids == units[rows].reshape(-1, *[1] * ids.ndim)
-        value = jnp.where(chosen, donor[n], base[n])
-        output, _ = replaced(variables, {site: value}, take(inputs, n))
-        return read(readout, output)
-
-    return map_chunks(run, len(units), chunk)
 
 
 def mediated_fractions(effects: jax.Array, total: jax.Array, tau: float) -> jax.Array:

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from vaejax.chunking import resolve_chunk
 from vaejax.estimates import Estimate, estimate_means
-from vaejax.interventions.edits import By, unit_ids
-from vaejax.interventions.passes import (
-    TAU,
-    Readout,
-    count_examples,
-    mediated_fractions,
-    record,
-    rerun,
-    shapes_of,
-    take,
-    unit_sites,
-)
-
-# One call of a compiled program runs at most so many chunks, and leaves at most so many bytes of
-# output: between two calls there is time to show progress, or to be interrupted.
-_BLOCK_CHUNKS, _BLOCK_BYTES = 64, 2**26
-
-
-class Progress(Protocol):
-    """Told how far a sweep has got."""
-
-    def __call__(self, site: str, done: int, total: int) -> None:
-        """`done` of `total` patches of a site have been run."""
-        ...
+from vaejax.interventions.edits import By
+from vaejax.interventions.passes import TAU, Readout, count_examples, shapes_of, take, unit_sites
+from vaejax.interventions.unit_sweep import Network, Progress, patch_site
 
 
 @struct.dataclass
@@ -82,11 +59,11 @@ def patch_units(
     natural indirect effect; exchanged it is *denoising*, and the mediated fraction the share of the
     clean output that the unit restores.
 
-    Exact: each of the units x pairs gets a pass of its own, from the patched site on, `chunk` at a
-    time; where a patch would change nothing (a ReLU that is zero on both inputs) the effect is
-    zero without one. Memory holds the activations of the sites on the 2 N inputs, those of
-    the network for `chunk` patches and, for each unit, two numbers a pair. Runs on the
-    host and calls compiled programs, one for each site, so it cannot itself be jitted.
+    Exact: each of the units x pairs gets a pass of its own, `chunk` at a time, of that part of the
+    network that the patch reaches; where a patch would change nothing (a ReLU that is zero on both
+    inputs) the effect is zero without one. Memory holds the activations of the sites on the 2 N
+    inputs, those of the network for `chunk` patches and, for each unit, two numbers a pair. Runs on
+    the host and calls compiled programs, one for each site, so it cannot itself be jitted.
 
     Args:
       apply_fn: The network: `apply_fn(variables, inputs) -> output`. Give the same function again
@@ -196,21 +173,6 @@ def ablate_units(
     return _sweep(network, donors, sites, by, TAU, key, progress)
 
 
-@struct.dataclass
-class Network:
-    """What is patched, and how; fields as the arguments of `patch_units`."""
-
-    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
-    variables: Any
-    inputs: Any
-    readout: Readout = struct.field(pytree_node=False)
-    chunk: int = struct.field(pytree_node=False)
-
-    def record(self, sites: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The output `[N, F]` and the activations `[N, ...]` of sites."""
-        return record(self.apply_fn, self.variables, self.inputs, sites, self.readout, self.chunk)
-
-
 def _sweep(
     network: Network,
     donors: Callable[[tuple[str, ...]], tuple[jax.Array | None, dict[str, jax.Array]]],
@@ -232,101 +194,12 @@ def _sweep(
     donor_output, donor = donors(tuple(shapes))
     total = jnp.zeros_like(output) if donor_output is None else donor_output - output
     found = {}
-    for site, shape in shapes.items():
+    for site in shapes:
         if donor[site].shape != base[site].shape:
             expected, got = list(base[site].shape), list(donor[site].shape)
             raise ValueError(f"site {site!r}: expected donor activations {expected}, got {got}")
-        ids = unit_ids(shape.shape[1:], by)
-        found[site] = patch_site(network, site, base[site], donor[site], total, ids, tau, progress)
+        found[site] = patch_site(network, site, base[site], donor[site], total, by, tau, progress)
     return _summarise(found, key)
-
-
-def patch_site(
-    network: Network,
-    site: str,
-    base: jax.Array,
-    donor: jax.Array,
-    total: jax.Array,
-    ids: np.ndarray,
-    tau: float,
-    progress: Progress | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patches every unit of one site: `||NIE||` and mediated fraction, each `[S, N]`.
-
-    Args:
-      network: What is patched.
-      site: Where.
-      base: The site's activations on the network's inputs, `[N, ...]`.
-      donor: Those that units are taken from, `[N, ...]`.
-      total: What mediated fractions are of, `[N, F]`.
-      ids: Which unit each element belongs to, `[...]`.
-      tau: See `patch_units`.
-      progress: See `patch_units`.
-    """
-    n, num = len(total), int(ids.max()) + 1
-    # On the host: JAX would compile `nonzero` anew for every number of rows.
-    units, examples = np.nonzero(np.asarray(_changed(base, donor, ids, num)))
-    # A patch that changes nothing has no effect and mediates nothing.
-    effects = np.zeros((num, n), np.float32)
-    nothing = mediated_fractions(jnp.zeros_like(total), total, tau)
-    fractions = np.broadcast_to(nothing, (num, n)).copy()
-    if not len(units):
-        return effects, fractions
-    # Unit -1 is none: the first N rows are the unpatched network.
-    units, examples = np.append(np.full(n, -1), units), np.append(np.arange(n), examples)
-    rows = len(units)
-    block = network.chunk * _chunks_per_block(rows, total.shape[1], network.chunk)
-    unpatched = np.zeros(total.shape, total.dtype)
-    for start in range(0, rows, block):
-        # A last block that is not full repeats its last row.
-        index = np.minimum(np.arange(start, start + block), rows - 1)
-        u, e = units[index], examples[index]
-        output = rerun(
-            network.apply_fn,
-            network.variables,
-            network.inputs,
-            site,
-            base,
-            donor,
-            ids,
-            u,
-            e,
-            network.readout,
-            network.chunk,
-        )
-        if start < n:
-            unpatched[start : start + block] = output[: n - start]
-        norms, shares = _compare(output, unpatched, total, e, tau)
-        patched = u >= 0
-        effects[u[patched], e[patched]] = norms[patched]
-        fractions[u[patched], e[patched]] = shares[patched]
-        if progress is not None:
-            progress(site, max(0, min(start + block, rows) - n), rows - n)
-    return effects, fractions
-
-
-def _chunks_per_block(rows: int, outputs: int, chunk: int) -> int:
-    fitting = max(1, min(_BLOCK_CHUNKS, _BLOCK_BYTES // (4 * outputs * chunk)))
-    needed = -(-rows // chunk)
-    # Powers of two, so that a few programs serve sweeps of any size.
-    return 2 ** min(fitting.bit_length() - 1, (needed - 1).bit_length())
-
-
-@functools.partial(jax.jit, static_argnames="num")
-def _changed(base: jax.Array, donor: jax.Array, ids: jax.Array, num: int) -> jax.Array:
-    """Whether a patch changes anything at its site, `[S, N]` bool."""
-    differs = (base != donor).reshape(len(base), -1)
-    return jax.ops.segment_max(differs.T, ids.reshape(-1), num_segments=num)
-
-
-@jax.jit
-def _compare(
-    output: jax.Array, unpatched: jax.Array, total: jax.Array, examples: jax.Array, tau: float
-) -> tuple[jax.Array, jax.Array]:
-    """Norm and mediated fraction of the effect on each row of `output [R, F]`."""
-    effect = output - unpatched[examples]
-    fractions = mediated_fractions(effect, total[examples], tau)
-    return jnp.linalg.norm(effect, axis=-1), fractions
 
 
 @jax.jit

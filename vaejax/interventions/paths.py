@@ -28,7 +28,7 @@ from vaejax.interventions.passes import (
     shapes_of,
     take,
 )
-from vaejax.interventions.patching import Network, patch_site
+from vaejax.interventions.unit_sweep import Network, patch_site
 
 
 @struct.dataclass
@@ -163,7 +163,7 @@ def path_units(
     total = dataclasses.replace(network, inputs=corrupted).record(())[0] - output
     one = take(clean, jnp.arange(1))
     shapes = shapes_of((sender, receiver), apply_fn, variables, one)
-    senders, receivers = (unit_ids(shapes[site].shape[1:], by) for site in (sender, receiver))
+    senders = unit_ids(shapes[sender].shape[1:], by)
     num = int(senders.max()) + 1
     found = []
     for unit in range(num):
@@ -171,7 +171,7 @@ def path_units(
         donor = _receive(
             apply_fn, variables, clean, corrupted, mask, (receiver,), frozen, network.chunk
         )[receiver]
-        found.append(patch_site(network, receiver, received, donor, total, receivers, tau, None))
+        found.append(patch_site(network, receiver, received, donor, total, by, tau, None))
         if progress is not None:
             progress(unit + 1, num)
     effects, fractions = (np.stack(part) for part in zip(*found, strict=True))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vaejax.models import convolution
+from vaejax import convolution
 
 Activation = Callable[[jax.Array], jax.Array]
 

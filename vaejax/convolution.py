@@ -103,6 +103,22 @@ def _gather(x: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
 
 def _scatter(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
     """The adjoint of `_gather` in its image: `[B, h, w, F]` to `[B, 2h, 2w, C]`."""
+    _, h, w, _ = y.shape
+    return spread(y, kernel, m=m)[:, m - 1 : m - 1 + 2 * h, m - 1 : m - 1 + 2 * w]
+
+
+def spread(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
+    """A transposed convolution with stride 2 and nothing cut off.
+
+    Args:
+      y: `[B, h, w, F]`.
+      kernel: `[2m, 2m, C, F]`: what one number of `y` makes.
+      m: Half the kernel's size.
+
+    Returns:
+      `[B, 2 (h + m - 1), 2 (w + m - 1), C]`, of which SAME padding would leave out the first and
+      the last `m - 1` rows and columns.
+    """
     channels, features = kernel.shape[2:]
     _, h, w, _ = y.shape
     weights = _blocks_of_kernel(kernel).reshape(-1, features).T
@@ -113,8 +129,7 @@ def _scatter(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
     ]
     blocks = sum(padded[1:], padded[0])
     image = blocks.reshape(-1, h + m - 1, w + m - 1, 2, 2, channels).swapaxes(2, 3)
-    image = image.reshape(-1, 2 * (h + m - 1), 2 * (w + m - 1), channels)
-    return image[:, m - 1 : m - 1 + 2 * h, m - 1 : m - 1 + 2 * w]
+    return image.reshape(-1, 2 * (h + m - 1), 2 * (w + m - 1), channels)
 
 
 def _correlate(x: jax.Array, y: jax.Array, *, m: int) -> jax.Array:
