@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+PEER ?= $(BIN)/python
 
 .PHONY: install sweep test lint bench clean
 
@@ -24,12 +25,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Those that have a PyTorch beside them take its interpreter: make bench PEER=PATH
 bench: install
-	$(BIN)/python -m benchmarks.train_step $(ARGS)
-	$(BIN)/python -m benchmarks.patching
-	$(BIN)/python -m benchmarks.metrics
-	$(BIN)/python -m benchmarks.render
-	$(BIN)/python -m benchmarks.streaming
+	for name in latent_interventions patching mediation attribution train_step; do \
+	  $(BIN)/python -m benchmarks.$$name --peer-python $(PEER) || exit; done
+	for name in metrics render streaming; do $(BIN)/python -m benchmarks.$$name || exit; done
+	$(BIN)/python -m benchmarks.summary
 
 clean:
 	rm -rf .venv

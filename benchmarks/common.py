@@ -1,12 +1,17 @@
-"""What the benchmarks share: alternating timings, ratios with intervals, the floor, the peer."""
+"""What the benchmarks share: cases timed in turn, their ratios to a peer and to the floor, tables.
+
+The floor of a case is the time that its operations would take at the speed of a matrix product,
+which is measured in the same rounds. A ratio is formed pair by pair within rounds, and has the 95%
+bootstrap interval of its median.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,74 @@ import jax.numpy as jnp
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+
+_MATMUL = 2048  # side of the matrices that the floor is measured with
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+      run: One repetition; returns its seconds.
+      work: Units of work that a repetition does.
+      flops: Operations of the matrix products without which there is no answer; 0 if that says
+        nothing.
+      stages: Seconds of tracing, lowering and compiling, for those that are reported.
+    """
+
+    run: Callable[[], float]
+    work: float = 1
+    flops: float = 0
+    stages: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a figure is to reach.
+
+    Attributes:
+      case: The row of the table.
+      column: The column.
+      at_least: Or, if negative, at most the opposite.
+    """
+
+    case: str
+    column: str
+    at_least: float
+
+
+def compare(
+    cases: Mapping[str, Case], unit: str, rounds: int, peers: Iterable[str] = ()
+) -> list[Row]:
+    """Times cases in turn, with a matrix product among them.
+
+    Args:
+      cases: By name. Their speeds per unit of work are compared.
+      unit: What a unit of work is called, in the plural.
+      rounds: Repetitions that count.
+      peers: Those among the cases that all others are compared with.
+
+    Returns:
+      A row for each case: `unit/s`, `of the floor` and, for each peer, how many times as fast.
+      Ratios are triples: median, lower and upper end.
+    """
+    product = matmul()
+    times = alternate({"": product, **{name: case.run for name, case in cases.items()}}, rounds)
+    peak = 2 * _MATMUL**3 / times.pop("")
+    rows = []
+    for name, case in cases.items():
+        seconds = times[name]
+        row: Row = {"case": name, f"{unit}/s": case.work / float(np.median(seconds))}
+        row["of the floor"] = ratio(case.flops / peak, seconds) if case.flops else None
+        for peer in peers:
+            if peer in cases:
+                theirs = times[peer] / cases[peer].work
+                row[f"x {peer}"] = ratio(theirs, seconds / case.work) if peer != name else None
+        rows.append(row | {f"{stage} s": spent for stage, spent in case.stages.items()})
+    return rows
 
 
 def alternate(workloads: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
@@ -51,65 +124,90 @@ def ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(ratios)), float(low), float(high)
 
 
-def matmul(size: int = 2048) -> Callable[[], float]:
-    """A workload that times one float32 matrix product of `2 size^3` operations."""
-    matrix = jnp.ones((size, size))
+def matmul() -> Callable[[], float]:
+    """A workload that times one float32 matrix product, the measure of the floor."""
+    matrix = jnp.ones((_MATMUL, _MATMUL))
     product = jax.jit(jnp.matmul)
     return lambda: seconds(lambda: product(matrix, matrix))
 
 
-class Peer:
-    """A peer in a process and an environment of its own, run step by step beside ours.
+def stages(function: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+    """Seconds that a jitted function takes to be traced, lowered and compiled."""
+    times = [time.perf_counter()]
+    traced = function.trace(*args, **kwargs)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    lowered.compile()
+    times.append(time.perf_counter())
+    names = ("trace", "lower", "compile")
+    return dict(zip(names, np.diff(times).tolist(), strict=True))
 
-    The peer is a script that reads one JSON request per line and answers each with one line.
+
+def linear_fit(work: Sequence[float], seconds: Sequence[float]) -> Row:
+    """How cost grows with work: the exponent of a power law, and a line's intercept and slope."""
+    exponent = np.polyfit(np.log(work), np.log(seconds), 1)[0]
+    slope, intercept = np.polyfit(work, seconds, 1)
+    return {"exponent": float(exponent), "s per unit": float(slope), "s at 0": float(intercept)}
+
+
+def report(
+    name: str, rows: Sequence[Row], goals: Sequence[Goal] = (), **further: Sequence[Row]
+) -> None:
+    """Prints tables and writes them to `benchmarks/results/NAME.json`.
+
+    Args:
+      name: The benchmark.
+      rows: Its table.
+      goals: What figures of it are to reach; those of peers that were not there are left out.
+      **further: More tables by title.
     """
-
-    def __init__(self, python: str, script: Path, *arguments: str) -> None:
-        self._process = subprocess.Popen(
-            [python, str(script), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def ask(self, **request: Any) -> Any:
-        """Sends a request and waits for the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the peer died; its error is above")
-        return json.loads(answer)
+    show(rows)
+    for title, table in further.items():
+        print(f"\n{title.replace('_', ' ')}")
+        show(table)
+    judged = [row for goal in goals if (row := _judged(goal, rows))]
+    if judged:
+        print()
+        show(judged)
+    RESULTS.mkdir(exist_ok=True)
+    device = jax.devices()[0].device_kind
+    content: Row = {"device": device, "python": sys.version.split()[0], "jax": jax.__version__}
+    content |= {"rows": rows, "goals": judged, **further}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def has_torch(python: str) -> bool:
-    """Whether an interpreter can import PyTorch."""
-    probe = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
-    return probe.returncode == 0
+def _judged(goal: Goal, rows: Sequence[Row]) -> Row | None:
+    for row in rows:
+        if row["case"] == goal.case and row.get(goal.column) is not None:
+            found = row[goal.column]
+            value = found[0] if isinstance(found, tuple) else found
+            bound = abs(goal.at_least)
+            met = value >= bound if goal.at_least > 0 else value <= bound
+            wanted = f"{'at least' if goal.at_least > 0 else 'at most'} {bound:g}"
+            return {
+                "goal": f"{goal.case}: {goal.column}",
+                "wanted": wanted,
+                "found": found,
+                "met": "yes" if met else "no",
+            }
+    return None
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a table and writes it to `benchmarks/results/NAME.json`."""
-    columns = list(rows[0])
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
+def show(rows: Sequence[Row]) -> None:
+    """Prints a table."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, (c, *(r[i] for r in cells)))) for i, c in enumerate(columns)]
     for line in ([*columns], *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-    RESULTS.mkdir(exist_ok=True)
-    device = jax.devices()[0].device_kind
-    content = {"device": device, "python": sys.version.split()[0], "jax": jax.__version__}
-    (RESULTS / f"{name}.json").write_text(json.dumps({**content, "rows": rows}, indent=2) + "\n")
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, tuple | list):
+        return "{:.2f} ({:.2f}, {:.2f})".format(*value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import common
+from benchmarks.common import Goal
 from vaejax import metrics
 from vaejax.data import ArraySource
 
@@ -44,35 +44,39 @@ def main() -> None:
     args = parser.parse_args()
     n = args.examples
 
-    _all_metrics(n, args.repeats)
-    _boosted_trees(n, full=args.gbt)
+    # First, as what it times first includes imports and compilation.
+    rows = _all_metrics(n, args.repeats)
+    further = {"estimators_of_DCI": _boosted_trees(n, full=args.gbt)}
     if not args.no_growth:
-        _growth("N", [n // 8, n // 4, n // 2, n], lambda size: _splits(size, 10), args.repeats)
-        _growth("D", [5, 10, 20], lambda size: _splits(n // 4, size), args.repeats)
+        sizes = [n // 8, n // 4, n // 2, n]
+        further["growth_with_N"] = _growth("N", sizes, lambda n: _splits(n, 10), args.repeats)
+        further["growth_with_D"] = _growth(
+            "D", [5, 10, 20], lambda d: _splits(n // 4, d), args.repeats
+        )
+    goals = [Goal("all", column, -GOAL) for column in ("first, s", "again, s")]
+    common.report("metrics", rows, goals, **further)
 
 
-def _all_metrics(n: int, repeats: int) -> None:
-    rows = []
+def _all_metrics(n: int, repeats: int) -> list[common.Row]:
+    rows: list[common.Row] = []
     for name, call in _calls(*_splits(n, 10)).items():
-        rows.append((name, _seconds(call), _median(call, repeats)))
-    sums = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
-    rows.append(("all", *sums))
-    _print(f"seconds, N = {n}, D = 10", ("metric", "first", "again"), rows)
-    first, again = (f"{seconds / GOAL:.2f}" for seconds in sums)
-    print(f"goal {GOAL:.0f} s for all: first {first} of it, again {again} of it\n")
+        rows.append({"case": name, "first, s": _seconds(call), "again, s": _median(call, repeats)})
+    sums = {column: sum(row[column] for row in rows) for column in ("first, s", "again, s")}
+    return [*rows, {"case": "all", **sums}]
 
 
-def _boosted_trees(n: int, *, full: bool) -> None:
+def _boosted_trees(n: int, *, full: bool) -> list[common.Row]:
     train, test = _splits(n, 10)
-    title = f"DCI, N = {n}, all factors"
     if not full:
         n //= 5
         train, test = ((z[:n], g[:n, 3:4]) for z, g in (train, test))
-        title = f"DCI, N = {n}, the one factor of {SIZES[3]} classes only"
     lightgbm = _median(lambda: metrics.dci(*train, test=test), 1)
     reference = _seconds(lambda: metrics.dci(*train, test=test, estimator="sklearn-gbt"))
-    rows = [("lightgbm", lightgbm, 1.0), ("sklearn-gbt", reference, reference / lightgbm)]
-    _print(title, ("estimator", "seconds", "ratio"), rows)
+    factors = "all" if full else f"the one of {SIZES[3]} classes"
+    return [
+        {"case": name, "N": n, "factors": factors, "seconds": seconds, "ratio": seconds / lightgbm}
+        for name, seconds in {"lightgbm": lightgbm, "sklearn-gbt": reference}.items()
+    ]
 
 
 def _growth(
@@ -80,18 +84,20 @@ def _growth(
     sizes: Sequence[int],
     splits: Callable[[int], tuple[Split, Split]],
     repeats: int,
-) -> None:
+) -> list[common.Row]:
     times: dict[str, list[float]] = {}
     for size in sizes:
         for name, call in _calls(*splits(size)).items():
             call()  # compiles
             times.setdefault(name, []).append(_median(call, repeats))
-    rows = []
-    for name, seconds in times.items():
-        exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
-        rows.append((name, *seconds, float(exponent)))
-    header = ("metric", *(f"{what} = {size}" for size in sizes), "exponent")
-    _print(f"seconds by {what}", header, rows)
+    return [
+        {
+            "case": name,
+            **{f"{what} = {size}": taken for size, taken in zip(sizes, seconds, strict=True)},
+            "exponent": common.linear_fit(sizes, seconds)["exponent"],
+        }
+        for name, seconds in times.items()
+    ]
 
 
 def _calls(train: Split, test: Split) -> Mapping[str, Callable[[], Any]]:
@@ -142,13 +148,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _print(title: str, header: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    table = Table(*header, title=title)
-    for name, *numbers in rows:
-        table.add_row(name, *(f"{number:.3g}" for number in numbers))
-    Console().print(table)
 
 
 if __name__ == "__main__":

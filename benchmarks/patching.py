@@ -1,73 +1,123 @@
-"""Exact patching of all units of all sites of the reference network, 64x64x1, on 64 pairs.
+"""Exact patching of every channel of every layer of the reference network, 64x64x1, on 64 pairs.
 
-    python -m benchmarks.patching
+    python -m benchmarks.patching --peer-python PATH
 
-One process patches whole sites, then channels, then positions: ever more units. Its peak memory
-after each is what must not grow with their number. Seconds are of a second call, which compiles
-nothing. Patches are counted that change the output; those that change nothing at their own site
-need no pass.
+Against PyTorch with a forward hook and a pass of the whole network for each unit, and PyTorch with
+many patches in a batch, from the patched layer on, in batches of the size that was fastest; with
+and without leaving out the patches that change nothing at their layer, which `patch_units` leaves
+out. PyTorch patches every 32nd unit of each layer, for the time of all. A fresh network, and one
+trained for 500 steps, in which fewer units are active. Effects must be equal to 1e-4 before any
+time counts. Then how time and memory grow with the number of patches.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import resource
 import sys
-import time
-from typing import Any, get_args
+from typing import Any
 
-import jax
 import numpy as np
 
-import vaejax
-from benchmarks import common
-from vaejax.interventions import patch_units
-from vaejax.interventions.edits import By
+from benchmarks import common, plot
+from benchmarks.common import Case, Goal
+from benchmarks.reference import (
+    SITES,
+    Peer,
+    Reference,
+    check_equal,
+    reference,
+    suffix_flops,
+    torch_peer,
+)
+from vaejax.interventions import UnitEffects, patch_units
+
+BATCHES = (32, 64, 128, 256)
+STRIDE = 32
+GOALS = (
+    Goal("fresh: vaejax", "x fresh: PyTorch hooks", 6),
+    Goal("trained: vaejax", "x trained: PyTorch hooks", 10),
+    Goal("fresh: vaejax", "x fresh: PyTorch batched", 3),
+    Goal("trained: vaejax", "x trained: PyTorch batched", 3),
+)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--by", nargs="+", choices=get_args(By), metavar="KIND")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-
-    source = vaejax.data.source("dsprites")
-    model = vaejax.zoo.recipe("vae", vaejax.zoo.Network(source.image_shape)).model
-    (base, _), (donor, _) = (source.batch(jax.random.key(i), args.pairs) for i in (0, 1))
-    variables = jax.jit(model.init)(jax.random.key(2), base)
-
-    def reconstruct(variables: Any, images: jax.Array) -> jax.Array:
-        out: Any = model.apply(variables, images)
-        return out.reconstruction
-
     rows = []
-    for by in args.by or ("site", "channel", "position"):
+    for state, steps in {"fresh": 0, "trained": 500}.items():
+        network = reference(steps)
+        with torch_peer(args.peer_python, network) as peer:
+            cases = {f"{state}: {k}": case for k, case in _cases(network, peer).items()}
+            peers = [name for name in cases if "PyTorch" in name]
+            rows += common.compare(cases, "patches", args.rounds, peers)
+    growth, fit = _growth(reference())
+    common.report("patching", rows, GOALS, growth=growth, fit=[fit])
+    plot.cost("patching", "patches", growth, fit)
 
-        def sweep(by: By = by) -> Any:
-            return patch_units(reconstruct, variables, base, donor, by=by)
 
-        first = common.seconds(sweep)
-        began = time.perf_counter()
-        found = sweep()
-        seconds = time.perf_counter() - began
-        units = sum(len(effects.effects) for effects in found.values())
-        patches = sum(int(np.count_nonzero(effects.effects)) for effects in found.values())
-        rows.append(
-            {
-                "by": by,
-                "units": units,
-                "patches": patches,
-                "seconds": seconds,
-                "patches per second": patches / seconds,
-                "compile s": first - seconds,
-                "peak MiB": _peak_mebibytes(),
-            }
+def sweep(network: Reference, pairs: int = 64) -> dict[str, UnitEffects]:
+    """The effects of all units on the reconstruction."""
+    images = network.clean[:pairs], network.corrupted[:pairs]
+    return patch_units(network.reconstruct, network.variables, *images, sites=SITES)
+
+
+def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
+    found = sweep(network)
+    units = {site: len(of_site.effects) for site, of_site in found.items()}
+    pairs = len(network.clean)
+    work = pairs * sum(units.values())
+    # The floor is of what has to be run: patches that change something at their layer.
+    changing = {site: np.count_nonzero(np.asarray(e.effects)) for site, e in found.items()}
+    needed = sum(n * suffix_flops(network.variables, site) for site, n in changing.items())
+    cases = {"vaejax": Case(lambda: common.seconds(lambda: sweep(network)), work, needed)}
+    if peer is None:
+        return cases
+    sampled = {site: list(range(0, n, STRIDE)) for site, n in units.items()}
+    ours = np.concatenate([found[site].effects[np.array(u)] for site, u in sampled.items()])
+    for task, options in (("hooks", {}), ("batched", {"chunk": 64, "skip": True})):
+        answers = [peer.array(task, site=site, units=u, **options) for site, u in sampled.items()]
+        check_equal(ours, np.concatenate(answers), "effects")
+
+    def times(task: str, **options: Any) -> float:
+        """Seconds that all units would take, from those that are sampled."""
+        return sum(
+            peer.ask(task, site=site, units=of_site, **options) * units[site] / len(of_site)
+            for site, of_site in sampled.items()
         )
-    common.report("patching", rows)
+
+    site, of_site = "decoder/dense_2", sampled["decoder/dense_2"]
+    best = min(
+        BATCHES,
+        key=lambda size: peer.ask("batched", site=site, units=of_site, chunk=size, skip=False),
+    )
+    print(f"PyTorch was fastest with batches of {best}")
+    batched = {"chunk": best}
+    return cases | {
+        "PyTorch hooks": Case(lambda: times("hooks"), work),
+        "PyTorch batched": Case(lambda: times("batched", skip=False, **batched), work),
+        "PyTorch batched, skipping": Case(lambda: times("batched", skip=True, **batched), work),
+    }
 
 
-def _peak_mebibytes() -> float:
+def _growth(network: Reference) -> tuple[list[common.Row], common.Row]:
+    rows = []
+    for pairs in (8, 16, 32, 64):
+        found = sweep(network, pairs)
+        patches = sum(np.count_nonzero(np.asarray(e.effects)) for e in found.values())
+        again = functools.partial(sweep, network, pairs)
+        taken = min(common.seconds(again) for _ in range(2))
+        rows.append({"patches": int(patches), "seconds": taken, "memory MiB": peak_mebibytes()})
+    return rows, common.linear_fit([r["patches"] for r in rows], [r["seconds"] for r in rows])
+
+
+def peak_mebibytes() -> float:
+    """The most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

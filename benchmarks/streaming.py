@@ -58,10 +58,9 @@ def main() -> None:
             np.testing.assert_array_equal(here, histories[1][name], err_msg=name)
         times = common.alternate(workloads, args.rounds)
         for name, seconds in times.items():
-            row: dict[str, Any] = {"images from": name}
+            row: common.Row = {"case": f"images from the {name}"}
             row["ms per step"] = float(np.median(seconds)) / STEPS * 1e3
-            ratio = common.ratio(seconds, times["device"])
-            row["against the device"] = "{:.3f} ({:.3f}, {:.3f})".format(*ratio)
+            row["time / device's"] = common.ratio(seconds, times["device"])
             rows.append(row | {"peak MiB": round(peaks[name] / 2**20)})
         common.report("streaming", rows)
 
