@@ -4,7 +4,7 @@
 |---|---|---|
 | smoke | does everything work? | 2 minutes, nearly all of it compiling; 1 with programs on disk |
 | demo | the default: small models that have learnt something | 6 to 7 minutes |
-| quick | all datasets at the demo's size | as demo, for each dataset |
+| quick | all datasets at the demo's size | 39 minutes |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
 """
 
