@@ -65,7 +65,7 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
     """
     from etils import epath
 
-    from experiments import output, readouts, report, runs
+    from experiments import files, output, readouts, report, runs
     from experiments.measure import MissingError
     from vaejax import checkpoint
 
@@ -77,7 +77,7 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
     output.set_up_compiler(optimize=run.preset.optimize)  # as the sweep, for the same numbers
     console = output.console()
     # The sweep's own read-out, if the run is still where the sweep has put it.
-    directory = epath.Path(path).absolute()
+    directory = files.absolute(epath.Path(path))
     sweep = next((p for p in directory.parents if run.path(p) == directory), None)
     readout = None
     if "latent_effects" in options["names"]:

@@ -20,6 +20,10 @@ class UsageError(Exception):
     """A wrong argument, or a wrong state of the output directory; the message is one line."""
 
 
+class JobsFailedError(Exception):
+    """Some jobs of a sweep failed while the others went on; the message is one line."""
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line, with the nearest valid option."""
 
@@ -78,6 +82,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: `I/N`, the I-th of N shares, counted from 1.
+
+    Example:
+      >>> shard("8/8")
+      (8, 8)
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(
+            f"expected I/N with I from 1 to N, such as 1/8 to 8/8, got {text!r}"
+        )
+    return int(index), int(count)
+
+
 def _known(kind: str, name: str, known: Any) -> str:
     if name not in known:
         from vaejax.errors import unknown_name
@@ -122,13 +141,19 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Preset:
 
 
 def run(prog: str, main: Callable[[], None]) -> NoReturn:
-    """Runs a command line: one line and status 2 for wrong input, 130 for an interruption."""
+    """Runs a command line.
+
+    What goes wrong is one line; the status is 2 for wrong input, 1 for failed jobs, 130 for an
+    interruption.
+    """
     from vaejax.data import DataError
 
     try:
         main()
     except (UsageError, DataError) as error:
         sys.exit(_fail(prog, str(error), 2))
+    except JobsFailedError as error:
+        sys.exit(_fail(prog, str(error), 1))
     except KeyboardInterrupt:
         status = _fail(prog, "interrupted; the same command goes on from the last checkpoint", 130)
         sys.stdout.flush()

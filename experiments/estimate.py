@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from experiments import output, runs
+from experiments import jobs, output, runs
 from experiments.presets import Preset
 from vaejax.training import abstract_state, train
 
@@ -19,23 +19,30 @@ from vaejax.training import abstract_state, train
 _EFFICIENCY = 0.4
 
 
-def show(preset: Preset) -> None:
-    """Prints the groups of runs with their parameters, and an estimate of the time to train."""
-    groups = runs.groups(runs.grid(preset))
+def show(preset: Preset, shard: tuple[int, int] = (1, 1)) -> None:
+    """Prints the jobs of a shard with their parameters, and an estimate of the time to train.
+
+    Args:
+      preset: What would run.
+      shard: `(i, n)`: the i-th of n shares, counted from 1.
+    """
+    index, count = shard
+    todo = jobs.split(runs.grid(preset), count)[index - 1 :: count]
+    of_shard = f", shard {index}/{count}" if count > 1 else ""
     peak = _matmul_peak()
-    table = Table(title=f"{len(runs.grid(preset))} runs in {len(groups)} programs")
+    table = Table(title=f"{sum(map(len, todo))} runs in {len(todo)} programs{of_shard}")
     for name in ("dataset", "model", "seeds", "parameters", "steps", "estimate"):
         table.add_column(name, justify="right", no_wrap=True)
     total = 0.0
-    for group in groups:
-        parameters, flops = _cost(group[0])
-        seconds = len(group) * preset.steps * flops / (peak * _EFFICIENCY)
+    for job in todo:
+        parameters, flops = _cost(job[0])
+        seconds = len(job) * preset.steps * flops / (peak * _EFFICIENCY)
         total += seconds
-        models = list(dict.fromkeys(run.model for run in group))
-        seeds = " ".join(map(str, preset.seeds))
+        models = list(dict.fromkeys(run.model for run in job))
+        seeds = " ".join(dict.fromkeys(str(run.seed) for run in job))
         for model in models:
             share = _duration(seconds / len(models))
-            row = (group[0].dataset, model, seeds, f"{parameters:,}", f"{preset.steps:,}", share)
+            row = (job[0].dataset, model, seeds, f"{parameters:,}", f"{preset.steps:,}", share)
             table.add_row(*row)
     console = output.console()
     console.print(table)

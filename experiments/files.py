@@ -5,19 +5,55 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+PARTIAL = ".partial"
+"""How the names of files end that are being written, or that an interruption has left so."""
+
+
+def in_bucket(path: epath.Path) -> bool:
+    """Whether a path is that of an object in a bucket, and not of a file.
+
+    Example:
+      >>> in_bucket(epath.Path("s3://bucket/out")), in_bucket(epath.Path("/out"))
+      (True, False)
+    """
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """The path from wherever it is looked at; one in a bucket is that already.
+
+    Example:
+      >>> absolute(epath.Path("s3://bucket/out"))
+      PosixGPath('s3://bucket/out')
+    """
+    # epath's own takes s3://bucket for a directory of that name, under the current one.
+    return path if in_bucket(path) else path.absolute()
+
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes a file by way of another name, so that an interruption leaves the old one."""
+    """Writes a file such that an interruption leaves the old one.
+
+    Several processes, of any host, may write the same file, which is the last one's then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    if in_bucket(path):
+        path.write_bytes(content)  # an object is there when all of it is
+        return
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The output directory: one configuration, one process at a time."""
+"""The output directory: of one configuration, shared by any number of processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from experiments import files
+from experiments import files, locks
 from experiments.cli import UsageError
 
 _OURS = ("config.json", "results.csv", "summary.csv", "readouts", "runs")
@@ -40,7 +40,7 @@ def set_up_compiler(*, optimize: bool = True) -> None:
 
 @contextlib.contextmanager
 def claim(directory: epath.Path, config: dict[str, Any], *, fresh: bool) -> Iterator[None]:
-    """Holds the directory for one configuration.
+    """Holds the directory for one configuration, with any other process that has the same.
 
     Args:
       directory: The output directory; created if it does not exist.
@@ -48,47 +48,46 @@ def claim(directory: epath.Path, config: dict[str, Any], *, fresh: bool) -> Iter
       fresh: Delete earlier results first.
 
     Raises:
-      UsageError: If it cannot be made, if another process uses it, or if it holds the results of
-        another configuration.
+      UsageError: If it cannot be made, if it holds the results of another configuration, or if they
+        are to be deleted while another process works on them.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot use {directory} as output directory: {error.strerror}") from error
-    with _lock(directory):
-        if fresh:
-            for name in _OURS:
-                path = directory / name
-                if path.is_dir():
-                    path.rmtree()
-                else:
-                    path.unlink(missing_ok=True)
-        path = directory / "config.json"
-        config = json.loads(json.dumps(config))  # tuples become lists, as in the file
-        if not path.exists():
-            files.write_json(path, config)
-        _check_same(directory, json.loads(path.read_text()), config)
+        raise _unusable(directory, error.strerror or str(error)) from error
+    except (ImportError, NotImplementedError, ValueError) as error:  # a bucket without its reader
+        raise _unusable(directory, str(error)) from error
+    if fresh:
+        with locks.hold(directory, "directory") as alone:
+            if not alone:
+                raise UsageError(
+                    f"another process is working in {directory}: --fresh would delete its results"
+                )
+            _empty(directory)
+    with locks.hold(directory, "directory", shared=True, wait=True):
+        # One at a time, or each of two that start together would find its own configuration.
+        with locks.hold(directory, "configuration", wait=True):
+            path = directory / "config.json"
+            config = json.loads(json.dumps(config))  # tuples become lists, as in the file
+            if not path.exists():
+                files.write_json(path, config)
+            _check_same(directory, json.loads(path.read_text()), config)
         yield
 
 
-@contextlib.contextmanager
-def _lock(directory: epath.Path) -> Iterator[None]:
-    # The kernel lets go of the lock however the process ends. Only local POSIX directories have it.
-    try:
-        import fcntl
+def _unusable(directory: epath.Path, why: str) -> UsageError:
+    line = " ".join(why.split())
+    return UsageError(f"cannot use {directory} as output directory: {line}")
 
-        handle = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is working in {directory}") from None
-        yield
-    finally:
-        os.close(handle)
+
+def _empty(directory: epath.Path) -> None:
+    for path in directory.iterdir():
+        if path.name not in _OURS and not path.name.endswith(files.PARTIAL):
+            continue
+        if path.is_dir():
+            path.rmtree()
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_same(directory: epath.Path, there: dict[str, Any], now: dict[str, Any]) -> None:

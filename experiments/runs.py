@@ -1,4 +1,4 @@
-"""Runs: what one is, where it is kept, and how a group of them is trained and measured."""
+"""Runs: what one is, where it is kept, and how those of one program are trained and measured."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,14 +44,24 @@ class Run:
 
     def network(self) -> zoo.Network:
         """The sizes of the model."""
+        return self._network(self.source().image_shape)
+
+    def _network(self, image_shape: tuple[int, int, int]) -> zoo.Network:
         return zoo.Network(
-            self.source().image_shape,
+            image_shape,
             self.preset.latent_dim,
             self.preset.width,
             self.preset.discriminator_width,
             self.preset.codebook_size,
             self.preset.code_dim,
         )
+
+    def program(self) -> Hashable:
+        """What runs that can train together have in common; the images need not be there."""
+        # Runs on one dataset have equal recipes for its images if they have for any.
+        size = self.preset.image_size
+        network = self._network((size, size, 1))
+        return self.dataset, zoo.recipe(self.model, network, self.preset.batch_size)
 
     def recipe(self) -> Recipe:
         """How it is trained; runs with equal recipes train in one program."""
@@ -126,14 +135,6 @@ def present(preset: Preset, console: Console) -> tuple[str, ...]:
     return tuple(there)
 
 
-def groups(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs that train in one program, together: those with equal recipes on one dataset."""
-    by_program: dict[Any, list[Run]] = {}
-    for run in runs:
-        by_program.setdefault((run.dataset, run.recipe()), []).append(run)
-    return list(by_program.values())
-
-
 def label(group: Sequence[Run]) -> str:
     """What to call a group: its dataset, its models, how many runs."""
     models = " + ".join(dict.fromkeys(run.model for run in group))
@@ -146,62 +147,12 @@ def result(out: epath.Path, run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def complete(
-    out: epath.Path,
-    grid: Iterable[Run],
-    console: Console,
-    on_measured: Callable[[], object] = lambda: None,
-) -> None:
-    """Trains and measures runs, going on from wherever they are.
+def train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
+    """Trains runs of one program to the end, from the last step that all of them have saved.
 
-    A group is measured while the next one trains: much of measuring is the host's work, such as
-    growing trees and compiling, which leaves a core or an accelerator idle. A run is finished when
-    its `metrics.json` exists, which is written last. All runs of a group train to the end before
-    the first is measured, so a group in which any run is finished has only measuring left.
-
-    Args:
-      out: The output directory.
-      grid: The runs.
-      console: Told about progress.
-      on_measured: Called when a group has been measured.
+    Returns:
+      Their states, and the seconds that it took just now.
     """
-    measuring: Future[None] | None = None
-    pool = ThreadPoolExecutor(1)
-    try:
-        # Backwards, as the VQ-VAE takes longest to measure: nothing trains beside the last group.
-        for group in reversed(groups(grid)):
-            if all(result(out, run) is not None for run in group):
-                continue
-            states, seconds = _train(out, group, console)
-            if measuring is not None:
-                measuring.result()  # no more than two groups are in memory
-            measuring = pool.submit(_measure, out, group, states, seconds, console, on_measured)
-        if measuring is not None:
-            measuring.result()
-    finally:
-        pool.shutdown(wait=False)
-
-
-def _measure(
-    out: epath.Path,
-    group: Sequence[Run],
-    states: TrainState,
-    seconds: float,
-    console: Console,
-    on_measured: Callable[[], object],
-) -> None:
-    """Measures the trained runs of a group that are not finished."""
-    readout = readouts.get(group[0].source(), group[0].preset, out, console)
-    for run, state in zip(group, unstack(states), strict=True):
-        if result(out, run) is None:
-            console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
-            seconds_each = round(seconds / len(group), 2)
-            finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
-    on_measured()
-
-
-def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
-    """The states of a group at the end of training, and the seconds that it took just now."""
     source, recipe, preset = group[0].source(), group[0].recipe(), group[0].preset
     paths = [run.path(out) for run in group]
     began = time.monotonic()
@@ -234,6 +185,29 @@ def _train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Tra
                 on_chunk=on_chunk,
             )
     return states, time.monotonic() - began
+
+
+def finish_all(
+    out: epath.Path,
+    group: Sequence[Run],
+    states: TrainState,
+    seconds: float,
+    console: Console,
+) -> None:
+    """Measures runs that have been trained together, and puts them into an output directory.
+
+    Args:
+      out: The output directory.
+      group: The runs.
+      states: Their states at the end of training.
+      seconds: What training took.
+      console: Told about progress.
+    """
+    readout = readouts.get(group[0].source(), group[0].preset, out, console)
+    seconds_each = round(seconds / len(group), 2)
+    for run, state in zip(group, unstack(states), strict=True):
+        console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
+        finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
 
 
 def finish(

@@ -4,12 +4,20 @@
     python -m experiments.sweep --models vae vq_vae --seeds 0 1 2 3 4
     python -m experiments.sweep --preset paper --out results/paper
 
-Interrupted at any moment, the same command goes on from the last checkpoint.
+Interrupted at any moment, the same command goes on from the last checkpoint. Several may run at
+once on one output directory, which they share where it has locks. On many machines:
+
+    python -m experiments.sweep --out DIR --shard $SLURM_ARRAY_TASK_ID/8     sbatch --array=1-8
+    python -m experiments.sweep --out DIR --shard $((JOB_COMPLETION_INDEX + 1))/8     Kubernetes
+    python -m experiments.sweep --out DIR --launcher ray          on a Ray cluster that is running
+
+DIR is a directory that all of them reach, or a bucket, such as gs://BUCKET/DIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -18,7 +26,11 @@ from typing import TYPE_CHECKING
 from experiments import cli
 
 if TYPE_CHECKING:
+    from etils import epath
+
+    from experiments import report
     from experiments.presets import Preset
+    from experiments.runs import Run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +46,19 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", nargs="+", type=cli.model_name, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=cli.natural, metavar="N")
+    parser.add_argument(
+        "--shard",
+        type=cli.shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do the I-th of N shares, counted from 1; all have the same --out",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray"),
+        default="local",
+        help="this process (the default), or the workers of a Ray cluster that is running",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the grid, the parameters and an estimate"
     )
@@ -53,45 +78,97 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "steps": args.steps,
         }
         preset = cli.resolve(args.preset, overrides)
+        if args.shard != (1, 1) and args.launcher == "ray":
+            raise cli.UsageError("--shard and --launcher ray both share out the runs: give one")
+        if args.shard != (1, 1) and args.fresh:
+            raise cli.UsageError(
+                "--fresh would delete what other shards have done: delete the directory before "
+                "the first starts, or take another --out"
+            )
         if args.dry_run:
             from experiments import estimate
 
-            estimate.show(preset)
+            estimate.show(preset, args.shard)
         else:
-            sweep(preset, args.out or f"results/{args.preset}", fresh=args.fresh)
+            out = args.out or f"results/{args.preset}"
+            sweep(preset, out, fresh=args.fresh, shard=args.shard, launcher=args.launcher)
 
     cli.run("sweep", command)
 
 
-def sweep(preset: Preset, out: str, *, fresh: bool = False) -> None:
-    """Completes every run of a preset in an output directory, and prints the table.
+def sweep(
+    preset: Preset,
+    out: str,
+    *,
+    fresh: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    launcher: str = "local",
+) -> None:
+    """Completes runs of a preset in an output directory, and prints the table of all of them.
 
     Args:
       preset: What to run.
       out: The output directory.
       fresh: Delete what it holds first.
+      shard: `(i, n)`: do the i-th of n shares of the runs, counted from 1.
+      launcher: `"local"` for this process, or `"ray"` for a Ray cluster.
 
     Raises:
-      UsageError: If the directory holds the runs of another configuration, or is in use.
+      UsageError: If the directory holds the runs of another configuration, if it is to be deleted
+        while in use, or if there is no cluster.
+      JobsFailedError: If jobs failed on the cluster; the others are finished.
     """
     from etils import epath
 
-    from experiments import output, report, runs
+    from experiments import files, jobs, output, report, runs
 
     output.set_up_compiler(optimize=preset.optimize)
     console = output.console()
     directory = epath.Path(out)
-    with output.claim(directory, dataclasses.asdict(preset), fresh=fresh):
+    failed: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if launcher == "ray":
+            from experiments import launch
+
+            ray = stack.enter_context(launch.cluster())
+            directory = files.absolute(directory)
+        stack.enter_context(output.claim(directory, dataclasses.asdict(preset), fresh=fresh))
         grid = runs.grid(preset, runs.present(preset, console))
 
         def write() -> list[report.Row]:
-            finished = [row for run in grid if (row := runs.result(directory, run))]
-            report.write(directory, finished)
-            return finished
+            return write_table(directory, runs.grid(preset))
 
-        runs.complete(directory, grid, console, write)
+        if launcher == "ray":
+            failed = launch.run(ray, directory, grid, console, write)
+        else:
+            index, count = shard
+            todo = jobs.split(grid, count)[index - 1 :: count]
+            jobs.complete(directory, todo, console, write)
         report.show(console, write())
         console.print(f"wrote {directory / 'results.csv'} and summary.csv; pictures in runs/")
+        if left := jobs.unfinished(directory, grid):
+            console.print(f"{len(grid) - len(left)} of {len(grid)} runs are finished")
+    if failed:
+        how_many = f"{len(failed)} job{'s' if len(failed) > 1 else ''}"
+        raise cli.JobsFailedError(f"{how_many} failed: {'; '.join(failed)}")
+
+
+def write_table(directory: epath.Path, grid: Sequence[Run]) -> list[report.Row]:
+    """Writes the tables of the runs that are finished, whoever has finished them.
+
+    Whoever finishes a run writes after that, and looks again after writing. So the last of several
+    that write at once finds what the others have finished, and the tables lack none.
+
+    Returns:
+      The rows.
+    """
+    from experiments import report, runs
+
+    while True:
+        rows = [row for run in grid if (row := runs.result(directory, run))]
+        report.write(directory, rows)
+        if len(rows) == sum(runs.result(directory, run) is not None for run in grid):
+            return rows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
 """The command lines end to end: one sweep, what it leaves, resuming, refusing, analysing."""
 
-import contextlib
-import csv
 import dataclasses
-import importlib
-import io
 import json
 import os
 import random
@@ -13,19 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from command_lines import ROOT, compiling_as, rows_of, run, table
 from etils import epath
 from rich.console import Console
 
-from experiments import presets, report, runs, sweep, train
+from experiments import jobs, presets, report, runs, sweep, train
 from vaejax import checkpoint, data, zoo
 
-ROOT = Path(__file__).parents[1]
 SMOKE = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
 
 
@@ -38,53 +32,8 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def same_compiler(environment):
-    """This process compiles as the commands do, and shares their programs."""
-    config = jax.config
-    before = {
-        "jax_compilation_cache_dir": config.jax_compilation_cache_dir,
-        "jax_disable_most_optimizations": config.read("jax_disable_most_optimizations"),
-        "jax_persistent_cache_min_compile_time_secs": (
-            config.jax_persistent_cache_min_compile_time_secs
-        ),
-    }
-    jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", environment["JAX_COMPILATION_CACHE_DIR"])
+    with compiling_as(environment):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(module, *arguments):
-    """Runs a command in this process, which has its programs in memory."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-        pytest.raises(SystemExit) as stop,
-    ):
-        importlib.import_module(f"experiments.{module}").main(list(map(str, arguments)))
-    return Done(stop.value.code, stdout.getvalue(), stderr.getvalue())
-
-
-def rows_of(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def table(out):
-    """The rows of `results.csv` without the timing column, byte for byte."""
-    lines = (out / "results.csv").read_text().splitlines()
-    assert lines[0].endswith(",train_seconds")
-    return [line.rpartition(",")[0] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -266,15 +215,6 @@ def test_a_damaged_last_checkpoint_costs_one_chunk(finished, tmp_path):
     assert table(out) == table(finished[0])
 
 
-def test_two_sweeps_cannot_share_a_directory(same_compiler, tmp_path):
-    fcntl = pytest.importorskip("fcntl")
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = run("sweep", *SMOKE, "--out", tmp_path)
-    assert refused.returncode == 2
-    assert "another process" in refused.stderr
-
-
 @pytest.mark.usefixtures("finished")
 def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     preset = presets.PRESETS["smoke"]
@@ -286,7 +226,7 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         lambda self: hyper(self) | ({"learning_rate": 1e30} if self.seed == 1 else {}),
     )
     out = epath.Path(tmp_path)
-    runs.complete(out, grid, Console(quiet=True))
+    jobs.complete(out, [grid], Console(quiet=True))
     rows = [runs.result(out, run) for run in grid]
     assert [row["status"] for row in rows] == ["ok", "diverged"]
     assert rows[1]["steps"] < preset.steps

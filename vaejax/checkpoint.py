@@ -8,6 +8,7 @@ that was cut short costs one of them.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def restore(path: epath.PathLike) -> Checkpoint:
       FileNotFoundError: If there is no checkpoint at `path`.
       ValueError: If no checkpoint there can be read, or if it is of no model of the zoo.
     """
-    path = epath.Path(path).absolute()
+    path = _absolute(path)
     steps = saved_steps(path)
     if not steps:
         raise FileNotFoundError(
@@ -89,7 +90,7 @@ class Writer:
     """
 
     def __init__(self, paths: Sequence[epath.PathLike], configs: Sequence[Config]) -> None:
-        self.paths = [epath.Path(path).absolute() for path in paths]
+        self.paths = [_absolute(path) for path in paths]
         self.configs = [dict(config) for config in configs]
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._managers = [ocp.CheckpointManager(_root(p), options=options) for p in self.paths]
@@ -146,8 +147,15 @@ class _UnreadableError(Exception):
     """A checkpoint is damaged."""
 
 
+def _absolute(path: epath.PathLike) -> epath.Path:
+    # orbax takes absolute paths only. One in a bucket is absolute, but epath takes it for one under
+    # the current directory.
+    path = epath.Path(path)
+    return path if "://" in os.fspath(path) else path.absolute()
+
+
 def _root(path: epath.PathLike) -> epath.Path:
-    return epath.Path(path).absolute() / "checkpoints"  # orbax takes absolute paths only
+    return _absolute(path) / "checkpoints"
 
 
 def _restore_step(path: epath.Path, step: int) -> Checkpoint:
