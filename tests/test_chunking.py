@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vaejax.chunking import map_chunks, resolve_chunk
+from vaejax.chunking import even_chunk, map_chunks, map_items, resolve_chunk
 
 
 @pytest.mark.parametrize(("total", "chunk"), [(1, 1), (1, 4), (7, 3), (8, 4), (9, 4), (5, 1)])
@@ -37,3 +37,25 @@ def test_resolve_chunk(monkeypatch):
     assert resolve_chunk(None) == 512
     with pytest.raises(ValueError, match="chunk >= 1, got 0"):
         resolve_chunk(0)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "total", "devices", "expected"),
+    [(16, 100, 1, 15), (16, 10, 1, 10), (16, 100, 8, 13), (4, 100, 8, 4), (16, 3, 8, 1)],
+)
+def test_chunks_are_even_on_each_device(chunk, total, devices, expected):
+    assert even_chunk(chunk, total, devices=devices) == expected
+
+
+def test_chunks_are_for_one_device_without_a_mesh():
+    assert even_chunk(16, 100) == 15
+
+
+def test_items_may_be_any_arrays_and_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = map_items(
+        lambda item: item["x"] + jax.random.normal(item["key"]), {"x": jnp.arange(3.0), "key": keys}
+    )
+    np.testing.assert_allclose(
+        found, [i + jax.random.normal(key) for i, key in enumerate(keys)], rtol=1e-6
+    )

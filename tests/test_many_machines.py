@@ -407,10 +407,21 @@ def head(environment):
         command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=80000000"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         command += ["--include-dashboard=false", "--disable-usage-stats"]
+        # Ray gives its own processes half a minute to start, which a busy machine takes.
+        patient = {
+            "RAY_agent_register_timeout_ms": "600000",
+            "RAY_raylet_start_wait_time_s": "600",
+            "RAY_worker_register_timeout_seconds": "600",
+        }
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=ROOT,
+            env=environment | patient,
+            stdout=PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
         try:
             said = ""
             for line in process.stdout:
@@ -438,11 +449,13 @@ def on_ray(head, environment, out):
         stderr=PIPE,
         text=True,
     )
-    watchdog = threading.Timer(300, process.kill)
+    watchdog = threading.Timer(1200, process.kill)  # rather than wait for ever
     watchdog.start()
-    with process:
-        yield process
-    watchdog.cancel()
+    try:
+        with process:
+            yield process
+    finally:
+        watchdog.cancel()
 
 
 def test_a_worker_of_a_ray_cluster_is_killed_and_every_run_is_done_once(

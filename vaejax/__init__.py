@@ -1,6 +1,16 @@
 """Why a variational autoencoder does what it does, shown by intervening on it."""
 
-from vaejax import checkpoint, data, interventions, metrics, models, objectives, training, zoo
+from vaejax import (
+    checkpoint,
+    data,
+    devices,
+    interventions,
+    metrics,
+    models,
+    objectives,
+    training,
+    zoo,
+)
 from vaejax.estimates import Estimate
 from vaejax.interventions import intervene, mediate, sites
 from vaejax.likelihoods import Bernoulli, Likelihood, Normal
@@ -21,6 +31,7 @@ __all__ = [
     "VQOutput",
     "checkpoint",
     "data",
+    "devices",
     "fit",
     "init",
     "intervene",

@@ -169,7 +169,8 @@ def _restore_step(path: epath.Path, step: int) -> Checkpoint:
                 f"{path} holds no checkpoint of a model of the zoo: {error}"
             ) from error
         template = ocp.args.StandardRestore(_template(recipe, network.image_shape))
-        state = _read(manager, step, state=template)
+        # As arrays of no device in particular, which may go on under any mesh.
+        state = jax.tree.map(jnp.asarray, jax.device_get(_read(manager, step, state=template)))
     state = dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
     return Checkpoint(recipe.model, state.variables, config, state)
 

@@ -177,7 +177,8 @@ def _bilinear(name: str, function: Callable[..., jax.Array]) -> Primitive:
 
     def abstract_eval(*args: ShapedArray, m: int) -> ShapedArray:
         out = jax.eval_shape(functools.partial(function, m=m), *args)
-        return ShapedArray(out.shape, out.dtype)
+        # Of the mesh that the image is on, if there is one.
+        return args[0].update(shape=out.shape, dtype=out.dtype, weak_type=False)
 
     def batch(
         args: Sequence[jax.Array], axes: Sequence[int | None], *, m: int

@@ -4,6 +4,9 @@ A *run* is one training with its own key and hyperparameters. Every array of a `
 `hyper` has a leading axis of R runs; the program maps over runs, scans over steps, and draws its
 batches on the device. The key of step t is `fold_in(key, t)`, so results do not depend on how
 training is cut into chunks, nor on whether it was interrupted between them.
+
+Under a mesh of devices (`vaejax.devices`) the runs are divided over its axis `run`, the batch of
+each step over `data`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from vaejax import devices
 from vaejax.data.protocols import DataSource
 from vaejax.data.streaming import step_keys, windows
 from vaejax.objectives import Loss, Objective
@@ -118,7 +123,11 @@ def _init_run(model: nn.Module, image_shape: tuple[int, ...], key: jax.Array) ->
 def _compiled_init(backend: str) -> Callable[..., TrainState]:
     # It runs once, in milliseconds, and XLA's CPU backend would spend ten seconds optimising it.
     options = {"xla_backend_optimization_level": 0} if backend == "cpu" else None
-    init_runs = jax.vmap(_init_run, in_axes=(None, None, 0))
+
+    def init_runs(model: nn.Module, image_shape: tuple[int, ...], keys: jax.Array) -> TrainState:
+        states = jax.vmap(_init_run, in_axes=(None, None, 0))(model, image_shape, keys)
+        return devices.divide(states, "run")
+
     return jax.jit(init_runs, static_argnums=(0, 1), compiler_options=options)
 
 
@@ -148,10 +157,14 @@ def train(
 
     Returns:
       The states after, and the history: `loss` and the objective's terms, each `[R, steps]`.
+
+    Raises:
+      ValueError: The mesh of devices in force does not divide the runs or the batch.
     """
+    devices.check(len(states.step), recipe.batch_size)
 
     def train_run(
-        run: tuple[TrainState, Hyper, jax.Array | None],
+        source: DataSource, run: tuple[TrainState, Hyper, jax.Array | None]
     ) -> tuple[TrainState, History]:
         state, hyper, stored = run
 
@@ -160,7 +173,7 @@ def train(
 
         return lax.scan(step, state, stored, length=steps)
 
-    return _map_runs(train_run, (states, hyper, stored))
+    return devices.divide(_map_runs(train_run, source, (states, hyper, stored)), "run")
 
 
 def fit(
@@ -189,6 +202,9 @@ def fit(
     Returns:
       The states at the end.
 
+    Raises:
+      ValueError: The mesh of devices in force does not divide the runs or the batch.
+
     Example:
       >>> import vaejax
       >>> source = vaejax.data.source("dsprites", image_size=32)
@@ -200,12 +216,20 @@ def fit(
       >>> print(states.step)
       [4 4 4]
     """
+    devices.check(len(states.step), recipe.batch_size)
     histories: list[History] = []
     n = recipe.batches * recipe.batch_size
+    # Once, not at every call of `train`.
+    states, hyper = devices.place((states, hyper), "run")
+    placed = devices.place(source)
     keys = jnp.copy(states.key)  # `train` takes the memory of the states
+    if devices.current() is not None:
+        # They draw the rows of windows in another thread, which knows of no mesh.
+        keys = jax.device_put(keys, jax.local_devices()[0])
     for window in windows(source, keys, n, start=start, steps=steps, chunk=chunk):
-        length, stored = window.stop - window.first, window.stored
-        states, history = train(recipe, source, states, hyper, steps=length, stored=stored)
+        length = window.stop - window.first
+        stored = devices.place(window.stored, "run", None, "data")
+        states, history = train(recipe, placed, states, hyper, steps=length, stored=stored)
         histories.append(history)
         if window.stop == steps or (window.stop - start) % chunk == 0:
             if on_chunk is not None:
@@ -225,7 +249,9 @@ def unstack(states: TrainState) -> list[TrainState]:
 
     On the device every shape among them would compile a slice of its own.
     """
-    keys = list(states.key)
+    # By way of the host as well: of runs on several devices, each key would be on another.
+    key_data = jax.device_get(jax.random.key_data(states.key))
+    keys = list(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(states.key)))
     arrays = jax.device_get(dataclasses.replace(states, key=states.step))
     return [
         dataclasses.replace(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), arrays), key=key)
@@ -233,12 +259,31 @@ def unstack(states: TrainState) -> list[TrainState]:
     ]
 
 
-def _map_runs(function: Callable[[Any], Any], runs: Any) -> Any:
+def _map_runs(function: Callable[[Any, Any], Any], shared: Any, runs: Any) -> Any:
+    """`function(shared, run)` of every run, on the devices along the axis `run`."""
+    mesh = devices.current()
+    along_run, along_data = (1, 1) if mesh is None else (mesh.shape[axis] for axis in devices.AXES)
     # One run's step keeps all cores of a CPU busy and its activations in the cache; several at
-    # once only push each other out of it. An accelerator has room for all.
-    if jax.default_backend() == "cpu":
-        return lax.map(function, runs)
-    return jax.vmap(function)(runs)
+    # once only push each other out of it. An accelerator has room for all. But their convolutions
+    # together are a grouped one, and XLA's partitioner has every device do the whole batch of such
+    # (https://github.com/openxla/xla/issues/47945).
+    together = jax.default_backend() != "cpu" and along_data == 1
+
+    def map_local(shared: Any, runs: Any) -> Any:
+        of_run = functools.partial(function, shared)
+        return jax.vmap(of_run)(runs) if together else lax.map(of_run, runs)
+
+    if along_run == 1:
+        return map_local(shared, runs)
+    # For the same reason the partitioner is not asked to divide the runs. What is shared is an
+    # argument, since arrays of the mesh that are closed over cannot be indexed in `shard_map`.
+    return jax.shard_map(
+        map_local,
+        in_specs=(PartitionSpec(), PartitionSpec("run")),
+        out_specs=PartitionSpec("run"),
+        axis_names={"run"} if along_data > 1 else set(devices.AXES),
+        check_vma=False,  # a loop's carry starts out equal on all devices
+    )(shared, runs)
 
 
 def _step(
@@ -253,6 +298,7 @@ def _step(
         images, _ = source.batch(data_key, recipe.batches * recipe.batch_size)
     else:
         images = jax.vmap(source.decode)(stored)
+    images = devices.divide(images, "data")
     weights = dict(hyper)
     learning_rate = weights.pop("learning_rate")
 

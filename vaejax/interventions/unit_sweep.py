@@ -13,14 +13,15 @@ from flax import struct
 from jax import lax
 
 from vaejax.chunking import map_chunks
+from vaejax.devices import count
 from vaejax.interventions.edits import By, replace, unit_ids
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.local import block_size, follow
 from vaejax.interventions.passes import Readout, mediated_fractions, read, record, take
 from vaejax.interventions.windows import Index, Window, cut, unravel
 
-# Patches in one call of a compiled program: between two calls there is time to show progress, or to
-# be interrupted.
+# Patches of each device in one call of a compiled program: between two calls there is time to show
+# progress, or to be interrupted.
 _CALL_PATCHES = 2048
 
 
@@ -81,7 +82,7 @@ def patch_site(
     width = min(network.chunk, block)
     most = num // block * -(-block // width)  # chunks of one example
     at_once = max(1, network.chunk // (most * width))
-    per_call = at_once * max(1, _CALL_PATCHES // (most * width * at_once))
+    per_call = count() * at_once * max(1, _CALL_PATCHES // (most * width * at_once))
     some, done = np.flatnonzero(changed.any(0)), 0
     for start in range(0, len(some), per_call):
         examples = some[start : start + per_call]

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from numpy.typing import NDArray
 
-from vaejax.chunking import even_chunk, map_chunks
+from vaejax.chunking import even_chunk, map_chunks, map_items
 from vaejax.data.protocols import DataSource
 
 Encode = Callable[[Any, jax.Array], jax.Array]
@@ -159,13 +158,13 @@ def encode_pool(
     encode: Encode, variables: Any, source: Any, key: jax.Array, *, n: int, discrete: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Latents `[n, D]` and factors `[n, K]` of images that the source draws."""
-    chunk = even_chunk(None, n)
+    chunk = even_chunk(None, n, devices=1)  # it decides which images are drawn
 
     def one_chunk(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         images, factors = source.batch(key, chunk)
         return _encoded(encode, variables, images, discrete), factors
 
-    latents, factors = lax.map(one_chunk, jax.random.split(key, -(-n // chunk)))
+    latents, factors = map_items(one_chunk, jax.random.split(key, -(-n // chunk)))
     return latents.reshape(-1, latents.shape[-1])[:n], factors.reshape(-1, factors.shape[-1])[:n]
 
 
