@@ -1,6 +1,6 @@
 """What `test_devices` compares, computed in a process of eight simulated devices.
 
-python tests/eight_devices.py FOUND.npz, with
+python -m tests.eight_devices FOUND.npz, with
 XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 

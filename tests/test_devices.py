@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import eight_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,7 @@ def found(tmp_path_factory):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
-        [sys.executable, eight_devices.__file__, path],
+        [sys.executable, "-m", "tests.eight_devices", path],
         env=environment,
         cwd=Path(__file__).parents[1],
         capture_output=True,
