@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from experiments import locks, runs
 from experiments.runs import Run
-from vaejax import checkpoint
+from vaejax import checkpoint, devices
 from vaejax.training import TrainState
 
 Job = list[Run]
@@ -61,6 +62,8 @@ def complete(
     compiling, which leaves a core or an accelerator idle. A run is finished when its
     `metrics.json` exists, which is written last.
 
+    Processes that `jax.distributed` connects all do each job, as the first of them decides.
+
     Args:
       out: The output directory.
       todo: The jobs.
@@ -96,14 +99,14 @@ def _pass(
     pool = ThreadPoolExecutor(1)
     try:
         for job in todo:
-            if not unfinished(out, job):
-                continue
             with contextlib.ExitStack() as lock:
-                if not lock.enter_context(_hold(out, job)):
+                found = devices.agree(functools.partial(_take, out, job, lock))
+                if found is None:
                     held.append(job)
                     continue
-                # Looked at again, as it may have been finished until it was free.
-                parts = _in_step(out, unfinished(out, job))
+                parts = [[job[index] for index in part] for part in found]
+                if not parts:
+                    continue
                 if dataset not in (None, job[0].dataset):
                     if measuring is not None:
                         measuring.result()
@@ -119,11 +122,28 @@ def _pass(
                     measuring = pool.submit(
                         _measure, last, out, part, states, seconds, console, on_measured
                     )
+                    if jax.device_count() > 1:
+                        measuring.result()  # one thread at a time, see `vaejax.devices`
         if measuring is not None:
             measuring.result()
     finally:
         pool.shutdown(wait=False)
     return held
+
+
+def _take(out: epath.Path, job: Job, lock: contextlib.ExitStack) -> list[list[int]] | None:
+    """Holds a job that is not finished.
+
+    Returns:
+      The parts of it that can go on together, as indices of its runs; None if another process
+      holds it.
+    """
+    if not unfinished(out, job):
+        return []
+    if not lock.enter_context(_hold(out, job)):
+        return None
+    # Looked at again, as it may have been finished until it was free.
+    return [[job.index(run) for run in part] for part in _in_step(out, unfinished(out, job))]
 
 
 def _measure(

@@ -19,9 +19,9 @@ from experiments.cli import UsageError
 _OURS = ("config.json", "results.csv", "summary.csv", "readouts", "runs")
 
 
-def console() -> Console:
+def console(*, quiet: bool = False) -> Console:
     """Where progress and tables go; wide where nobody's terminal sets the width."""
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=quiet)
 
 
 def set_up_compiler(*, optimize: bool = True) -> None:

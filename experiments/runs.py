@@ -20,7 +20,7 @@ from experiments.cli import UsageError
 from experiments.measure import measure
 from experiments.presets import Preset
 from experiments.progress import training_progress
-from vaejax import checkpoint, data, zoo
+from vaejax import checkpoint, data, devices, zoo
 from vaejax.metrics import FactorReadout
 from vaejax.training import History, Recipe, TrainState, fit, init, unstack
 
@@ -150,13 +150,17 @@ def result(out: epath.Path, run: Run) -> dict[str, Any] | None:
 def train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[TrainState, float]:
     """Trains runs of one program to the end, from the last step that all of them have saved.
 
+    They are divided over all devices, those of other processes as well if `jax.distributed`
+    connects some: then all call this.
+
     Returns:
       Their states, and the seconds that it took just now.
     """
     source, recipe, preset = group[0].source(), group[0].recipe(), group[0].preset
     paths = [run.path(out) for run in group]
     began = time.monotonic()
-    with checkpoint.Writer(paths, [run.config() for run in group]) as writer:
+    mesh = devices.mesh(len(group), preset.batch_size)
+    with devices.use(mesh), checkpoint.Writer(paths, [run.config() for run in group]) as writer:
         restored = writer.restore()
         if restored is None:
             keys = jnp.stack([jax.random.key(run.seed) for run in group])
@@ -168,8 +172,8 @@ def train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Trai
         with training_progress(console, label(group), start, preset.steps, len(group)) as update:
 
             def on_chunk(done: int, states: TrainState, history: History) -> None:
-                means = {name: np.asarray(term.mean(1)) for name, term in history.items()}
-                for index, path in enumerate(paths):
+                means = {name: np.asarray(term).mean(1) for name, term in history.items()}
+                for index, path in enumerate(paths if _is_first() else []):
                     _append_history(path, done, {name: m[index] for name, m in means.items()})
                 writer.save(done, states)
                 update(done, float(means["loss"].mean()))
@@ -196,6 +200,8 @@ def finish_all(
 ) -> None:
     """Measures runs that have been trained together, and puts them into an output directory.
 
+    Processes that `jax.distributed` connects share them out, and return when all are measured.
+
     Args:
       out: The output directory.
       group: The runs.
@@ -203,11 +209,13 @@ def finish_all(
       seconds: What training took.
       console: Told about progress.
     """
-    readout = readouts.get(group[0].source(), group[0].preset, out, console)
+    trained = list(zip(group, unstack(states), strict=True))
     seconds_each = round(seconds / len(group), 2)
-    for run, state in zip(group, unstack(states), strict=True):
+    for run, state in trained[jax.process_index() :: jax.process_count()]:
+        readout = readouts.get(run.source(), run.preset, out, console)
         console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
         finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
+    devices.agree(lambda: None)
 
 
 def finish(
@@ -219,7 +227,7 @@ def finish(
     columns: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measures a trained run.
+    """Measures a trained run, on all devices of this process.
 
     Args:
       run: The run.
@@ -245,7 +253,8 @@ def finish(
     }
     if diverged_at < 0:
         model = run.recipe().model
-        measurement = measure(model, state.variables, source, run.preset, readout, **options)
+        with devices.use(devices.mesh(jax.local_device_count(), 1, jax.local_devices())):
+            measurement = measure(model, state.variables, source, run.preset, readout, **options)
         row |= measurement.row
         if path is not None:
             files.write_npz(path / "latents.npz", measurement.latents)
@@ -256,6 +265,10 @@ def finish(
     if path is not None:
         files.write_json(path / "metrics.json", row)
     return row
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
 
 
 def _append_history(path: epath.Path, step: int, means: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ once on one output directory, which they share where it has locks. On many machi
     python -m experiments.sweep --out DIR --shard $SLURM_ARRAY_TASK_ID/8     sbatch --array=1-8
     python -m experiments.sweep --out DIR --shard $((JOB_COMPLETION_INDEX + 1))/8     Kubernetes
     python -m experiments.sweep --out DIR --launcher ray          on a Ray cluster that is running
+    python -m experiments.sweep --out DIR --launcher jax     in every process of a TPU pod's slice
 
 DIR is a directory that all of them reach, or a bucket, such as gs://BUCKET/DIR.
 """
@@ -55,9 +56,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--launcher",
-        choices=("local", "ray"),
+        choices=("local", "ray", "jax"),
         default="local",
-        help="this process (the default), or the workers of a Ray cluster that is running",
+        help="this process (the default), the workers of a Ray cluster that is running, or all "
+        "processes that jax.distributed connects, each of which is given this command",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the grid, the parameters and an estimate"
@@ -78,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "steps": args.steps,
         }
         preset = cli.resolve(args.preset, overrides)
-        if args.shard != (1, 1) and args.launcher == "ray":
-            raise cli.UsageError("--shard and --launcher ray both share out the runs: give one")
+        if args.shard != (1, 1) and args.launcher != "local":
+            raise cli.UsageError(
+                f"--shard and --launcher {args.launcher} both share out the runs: give one"
+            )
         if args.shard != (1, 1) and args.fresh:
             raise cli.UsageError(
                 "--fresh would delete what other shards have done: delete the directory before "
@@ -111,11 +115,12 @@ def sweep(
       out: The output directory.
       fresh: Delete what it holds first.
       shard: `(i, n)`: do the i-th of n shares of the runs, counted from 1.
-      launcher: `"local"` for this process, or `"ray"` for a Ray cluster.
+      launcher: `"local"` for this process, `"ray"` for a Ray cluster, or `"jax"` for the processes
+        that `jax.distributed` connects, of which this is one.
 
     Raises:
       UsageError: If the directory holds the runs of another configuration, if it is to be deleted
-        while in use, or if there is no cluster.
+        while in use, if there is no cluster, or no other process to connect with.
       JobsFailedError: If jobs failed on the cluster; the others are finished.
     """
     from etils import epath
@@ -123,7 +128,8 @@ def sweep(
     from experiments import files, jobs, output, report, runs
 
     output.set_up_compiler(optimize=preset.optimize)
-    console = output.console()
+    first = launcher != "jax" or connect()
+    console = output.console(quiet=not first)
     directory = epath.Path(out)
     failed: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -132,11 +138,14 @@ def sweep(
 
             ray = stack.enter_context(launch.cluster())
             directory = files.absolute(directory)
-        stack.enter_context(output.claim(directory, dataclasses.asdict(preset), fresh=fresh))
+        if first:
+            stack.enter_context(output.claim(directory, dataclasses.asdict(preset), fresh=fresh))
+        if launcher == "jax":
+            wait_for(directory)
         grid = runs.grid(preset, runs.present(preset, console))
 
         def write() -> list[report.Row]:
-            return write_table(directory, runs.grid(preset))
+            return write_table(directory, runs.grid(preset)) if first else []
 
         if launcher == "ray":
             failed = launch.run(ray, directory, grid, console, write)
@@ -151,6 +160,40 @@ def sweep(
     if failed:
         how_many = f"{len(failed)} job{'s' if len(failed) > 1 else ''}"
         raise cli.JobsFailedError(f"{how_many} failed: {'; '.join(failed)}")
+
+
+def connect() -> bool:
+    """Connects with the other processes of a TPU pod's slice, of SLURM, MPI or Kubernetes.
+
+    Returns:
+      Whether this is the first of them.
+
+    Raises:
+      UsageError: It is not known which they are.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise cli.UsageError(
+            "--launcher jax cannot connect with other processes, as on a TPU pod or under SLURM: "
+            + " ".join(str(error).split())
+        ) from error
+    return jax.process_index() == 0
+
+
+def wait_for(directory: epath.Path) -> None:
+    """Waits until the first process has claimed the output directory.
+
+    Raises:
+      UsageError: It is not where this process looks.
+    """
+    from vaejax import devices
+
+    devices.agree(lambda: None)
+    if not (directory / "config.json").exists():
+        raise cli.UsageError(f"{directory} is not the same directory in all processes")
 
 
 def write_table(directory: epath.Path, grid: Sequence[Run]) -> list[report.Row]:

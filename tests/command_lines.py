@@ -1,9 +1,10 @@
-"""What tests of the command lines share: running one in this process, and reading what it left."""
+"""What tests of command lines and processes share: running one here, reading what it left."""
 
 import contextlib
 import csv
 import importlib
 import io
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,12 @@ def compiling_as(environment):
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+def free_port():
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def rows_of(path):

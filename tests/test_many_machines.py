@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import threading
 from subprocess import PIPE
 
 import pytest
-from command_lines import ROOT, compiling_as, rows_of, run, table
+from command_lines import ROOT, compiling_as, free_port, rows_of, run, table
 
 from experiments import launch, presets
 
@@ -162,8 +161,7 @@ def head(environment):
     """The address of a Ray cluster with room for two jobs."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs Ray")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     # Its sockets are in there, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="ray") as directory:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]

@@ -3,6 +3,9 @@
 A run's directory holds `checkpoints/<step>/` with two items: `state`, the arrays of its
 `TrainState`, and `config`, the JSON it was made from. The last two steps are kept, so that a save
 that was cut short costs one of them.
+
+Where `jax.distributed` connects several processes, all of them make the same calls in the same
+order, with a directory that all reach; the first one writes.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import linen as nn
-from jax.sharding import SingleDeviceSharding
 
-from vaejax import zoo
+from vaejax import devices, zoo
 from vaejax.training import Recipe, TrainState, abstract_state, unstack
 from vaejax.types import Variables
 
@@ -92,8 +95,20 @@ class Writer:
     def __init__(self, paths: Sequence[epath.PathLike], configs: Sequence[Config]) -> None:
         self.paths = [_absolute(path) for path in paths]
         self.configs = [dict(config) for config in configs]
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self._managers = [ocp.CheckpointManager(_root(p), options=options) for p in self.paths]
+        self._managers = [
+            ocp.CheckpointManager(
+                _root(path),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2,
+                    cleanup_tmp_directories=True,
+                    # Or processes that wait for each other take one run for another.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        barrier_sync_key_prefix=f"run_{index}"
+                    ),
+                ),
+            )
+            for index, path in enumerate(self.paths)
+        ]
 
     def __enter__(self) -> Writer:
         return self
@@ -122,22 +137,23 @@ class Writer:
 
         A step that cannot be read in one of them, as after a power cut, is passed over.
         """
-        common = set.intersection(*(set(saved_steps(path)) for path in self.paths))
-        for step in sorted(common, reverse=True):
+        # As the first process finds them: files may change while another looks.
+        steps = devices.agree(lambda: [saved_steps(path) for path in self.paths])
+        for step in sorted(set.intersection(*map(set, steps)), reverse=True):
             try:
                 states = [_restore_step(path, step).state for path in self.paths]
             except _UnreadableError:
                 continue
-            self._forget_after(step)
+            self._forget_after(step, steps)
             return step, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        self._forget_after(-1)
+        self._forget_after(-1, steps)
         return None
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int, saved: Sequence[Sequence[int]]) -> None:
         # Later steps are those that only some runs have, or that cannot be read: training will
         # save them again.
-        for manager, path in zip(self._managers, self.paths, strict=True):
-            for later in saved_steps(path):
+        for manager, of_run in zip(self._managers, saved, strict=True):
+            for later in of_run:
                 if later > step:
                     manager.delete(later)
             manager.reload()
@@ -170,7 +186,7 @@ def _restore_step(path: epath.Path, step: int) -> Checkpoint:
             ) from error
         template = ocp.args.StandardRestore(_template(recipe, network.image_shape))
         # As arrays of no device in particular, which may go on under any mesh.
-        state = jax.tree.map(jnp.asarray, jax.device_get(_read(manager, step, state=template)))
+        state = jax.tree.map(jnp.asarray, _read(manager, step, state=template))
     state = dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
     return Checkpoint(recipe.model, state.variables, config, state)
 
@@ -188,10 +204,7 @@ def _with_key_data(state: TrainState) -> TrainState:
 
 
 def _template(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
-    """Shapes and types of one run's saved state, to be placed on the default device."""
-    device = SingleDeviceSharding(jax.devices()[0])
+    """One run's state as it is saved, in arrays of the host without content."""
     state = abstract_state(recipe, image_shape)
     state = dataclasses.replace(state, key=jax.eval_shape(jax.random.key_data, state.key))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state
-    )
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)

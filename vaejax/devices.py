@@ -12,18 +12,25 @@ device up to rounding; a single device needs none, and its programs are those wi
 
 A mesh is in force in its thread alone. Run programs on it from one thread at a time: nothing starts
 those of two threads in the same order on all devices, which programs that exchange data need.
+
+A mesh may reach over the devices of several processes that `jax.distributed.initialize` has
+connected, as on a slice of a TPU pod. Each process then makes the same calls with the same
+arguments in the same order, and holds the states of its own devices; `gather` brings them together.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("run", "data")
@@ -174,9 +181,79 @@ def on_each(function: Callable[[Any], Any], shares: Any) -> Any:
 def place(tree: Any, *axes: str | tuple[str, ...] | None) -> Any:
     """Outside of jitted functions: puts arrays on the devices of the mesh in force, as `divide`.
 
-    Arrays may come from one device or from another mesh. Without a mesh they stay where they are.
+    Arrays may come from one device or from another mesh of this process. Without a mesh they stay
+    where they are. Under one of several processes each of them gives whole arrays, or those that
+    are on that mesh.
     """
-    return tree if current() is None else jax.device_put(tree, PartitionSpec(*axes))
+    if current() is None:
+        return tree
+    if jax.process_count() == 1:
+        return jax.device_put(tree, PartitionSpec(*axes))
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(*axes))
+
+    def of_all(leaf: Any) -> jax.Array:
+        if _is_key(leaf):
+            data, kind = jax.random.key_data(leaf), jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(of_all(data), impl=kind)
+        if _is_local(leaf):
+            host = np.asarray(leaf)
+            return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+        return _move(leaf, sharding)
+
+    return jax.tree.map(of_all, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Outside of jitted functions: arrays as NumPy's, whole, in every process that has a part.
+
+    PRNG keys come back as keys, on the default device. Under a mesh of several processes all must
+    call this.
+
+    >>> gather({"x": jnp.arange(3)})
+    {'x': array([0, 1, 2], dtype=int32)}
+    """
+
+    def whole(leaf: Any) -> Any:
+        if _is_key(leaf):
+            data, kind = jax.random.key_data(leaf), jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(whole(data), impl=kind)
+        if not _is_local(leaf) and not leaf.is_fully_replicated:
+            leaf = _move(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
+
+
+def agree(decide: Callable[[], Any]) -> Any:
+    """What the first of the processes that `jax.distributed` connects decides, in all of them.
+
+    All wait until each has called this. Without other processes it is a plain call.
+
+    Args:
+      decide: Called in the first process; returns what JSON can hold.
+
+    >>> agree(lambda: [1, 2])
+    [1, 2]
+    """
+    if jax.process_count() == 1:
+        return decide()
+    said = json.dumps(decide()).encode() if jax.process_index() == 0 else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    padded = np.frombuffer(said.ljust(length), np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_local(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+
+
+def _move(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    moved: jax.Array = jax.jit(lambda x: x, out_shardings=sharding)(array)
+    return moved
 
 
 def _constrain(tree: Any, *axes: str | tuple[str, ...] | None) -> Any:

@@ -101,6 +101,7 @@ def init(recipe: Recipe, image_shape: tuple[int, ...], keys: jax.Array) -> Train
     Returns:
       States with a leading axis of R on every array.
     """
+    keys = devices.place(keys, "run")
     return _compiled_init(jax.default_backend())(recipe.model, image_shape, keys)
 
 
@@ -173,7 +174,9 @@ def train(
 
         return lax.scan(step, state, stored, length=steps)
 
-    return devices.divide(_map_runs(train_run, source, (states, hyper, stored)), "run")
+    states, history = _map_runs(train_run, source, (states, hyper, stored))
+    # All devices have all of the history, so that every process can read it.
+    return devices.divide(states, "run"), devices.divide(history)
 
 
 def fit(
@@ -219,13 +222,11 @@ def fit(
     devices.check(len(states.step), recipe.batch_size)
     histories: list[History] = []
     n = recipe.batches * recipe.batch_size
+    # On no mesh, as they draw the rows of windows in another thread, which knows of none.
+    keys = devices.gather(states.key)
     # Once, not at every call of `train`.
     states, hyper = devices.place((states, hyper), "run")
     placed = devices.place(source)
-    keys = jnp.copy(states.key)  # `train` takes the memory of the states
-    if devices.current() is not None:
-        # They draw the rows of windows in another thread, which knows of no mesh.
-        keys = jax.device_put(keys, jax.local_devices()[0])
     for window in windows(source, keys, n, start=start, steps=steps, chunk=chunk):
         length = window.stop - window.first
         stored = devices.place(window.stored, "run", None, "data")
@@ -247,12 +248,11 @@ def _joined(histories: list[History]) -> History:
 def unstack(states: TrainState) -> list[TrainState]:
     """The states of the single runs, their arrays on the host.
 
-    On the device every shape among them would compile a slice of its own.
+    On the device every shape among them would compile a slice of its own. Under a mesh of several
+    processes all must call this.
     """
-    # By way of the host as well: of runs on several devices, each key would be on another.
-    key_data = jax.device_get(jax.random.key_data(states.key))
-    keys = list(jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(states.key)))
-    arrays = jax.device_get(dataclasses.replace(states, key=states.step))
+    states = devices.gather(states)
+    keys, arrays = list(states.key), dataclasses.replace(states, key=states.step)
     return [
         dataclasses.replace(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), arrays), key=key)
         for i, key in enumerate(keys)

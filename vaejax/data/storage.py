@@ -86,7 +86,7 @@ def store(array: np.ndarray) -> Storage:
     Args:
       array: `[N, ...]`, a mapped file if it is large.
     """
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     limit = _DEVICE_SHARE * stats["bytes_limit"] if "bytes_limit" in stats else _CPU_LIMIT
     if array.nbytes > limit:
         return OnHost(array)
