@@ -1,6 +1,11 @@
 """What all tests share, doctests included."""
 
 import contextlib
+import os
+
+# XLA compiles small programs in half the time without them, and most tests compile and run once.
+# Read when JAX first looks for devices; commands that tests start inherit it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

@@ -2,12 +2,13 @@
 
     python -m benchmarks.patching --peer-python PATH
 
-Against PyTorch with a forward hook and a pass of the whole network for each unit, and PyTorch with
-many patches in a batch, from the patched layer on, in batches of the size that was fastest; with
-and without leaving out the patches that change nothing at their layer, which `patch_units` leaves
-out. PyTorch patches every 32nd unit of each layer, for the time of all. A fresh network, and one
-trained for 500 steps, in which fewer units are active. Effects must be equal to 1e-4 before any
-time counts. Then how time and memory grow with the number of patches.
+Against PyTorch with a forward hook and a pass of the whole network for each unit; nnsight with a
+trace for each unit, if PATH has it; and PyTorch with many patches in a batch, from the patched
+layer on, in batches of the size that was fastest, with and without leaving out the patches that
+change nothing at their layer, which `patch_units` leaves out. PyTorch patches every 32nd unit of
+each layer, for the time of all. A fresh network, and one trained for 500 steps, in which fewer
+units are active. Effects must be equal to 1e-4 before any time counts. Then how time and memory
+grow with the number of patches.
 """
 
 from __future__ import annotations
@@ -80,7 +81,12 @@ def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
         return cases
     sampled = {site: list(range(0, n, STRIDE)) for site, n in units.items()}
     ours = np.concatenate([found[site].effects[np.array(u)] for site, u in sampled.items()])
-    for task, options in (("hooks", {}), ("batched", {"chunk": 64, "skip": True})):
+    tasks: dict[str, dict[str, Any]] = {"hooks": {}, "batched": {"chunk": 64, "skip": True}}
+    if peer.ask("has", package="nnsight"):
+        tasks["nnsight"] = {}
+    else:
+        print("skipped nnsight: PyTorch's environment has none")
+    for task, options in tasks.items():
         answers = [peer.array(task, site=site, units=u, **options) for site, u in sampled.items()]
         check_equal(ours, np.concatenate(answers), "effects")
 
@@ -98,6 +104,8 @@ def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
     )
     print(f"PyTorch was fastest with batches of {best}")
     batched = {"chunk": best}
+    if "nnsight" in tasks:
+        cases["PyTorch nnsight"] = Case(lambda: times("nnsight"), work)
     return cases | {
         "PyTorch hooks": Case(lambda: times("hooks"), work),
         "PyTorch batched": Case(lambda: times("batched", skip=False, **batched), work),

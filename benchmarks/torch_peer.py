@@ -5,6 +5,7 @@ trained on, and corrupted ones. Each line of the input is a JSON object that nam
 arguments; it is answered with a line, seconds in most cases. Arrays go through files.
 """
 
+import importlib.util
 import json
 import sys
 import time
@@ -99,6 +100,9 @@ class VAE(nn.Module):
             h = self.site(name)(h)
         return h
 
+    def forward(self, images):
+        return self.run(images)
+
     def loss(self, x, sample=True):
         h = x
         for name in self.names[:5]:
@@ -179,6 +183,31 @@ class Peer:
             finally:
                 handle.remove()
             effects.append((after - before).flatten(1).norm(dim=1))
+        seconds = time.perf_counter() - began
+        if out:
+            np.save(out, torch.stack(effects).numpy())
+        return seconds
+
+    def has(self, package):
+        """Whether a package is installed."""
+        return importlib.util.find_spec(package) is not None
+
+    @torch.no_grad()
+    def nnsight(self, site, units, out=None):
+        """The same as `hooks`, one trace of nnsight for each unit."""
+        from nnsight import NNsight
+
+        donors, _ = self._activations(self.corrupted)
+        before, donor = torch.sigmoid(self.model.run(self.clean)), donors[site]
+        traced = NNsight(self.model)
+        layer = getattr(traced.layers, site.replace("/", "_"))
+        effects = []
+        began = time.perf_counter()
+        for unit in units:
+            with traced.trace(self.clean):
+                layer.output[:, unit] = donor[:, unit]
+                logits = traced.output.save()
+            effects.append((torch.sigmoid(logits) - before).flatten(1).norm(dim=1))
         seconds = time.perf_counter() - began
         if out:
             np.save(out, torch.stack(effects).numpy())

@@ -21,7 +21,7 @@ def found(tmp_path_factory):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.eight_devices", path],
