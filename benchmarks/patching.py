@@ -7,8 +7,8 @@ trace for each unit, if PATH has it; and PyTorch with many patches in a batch, f
 layer on, in batches of the size that was fastest, with and without leaving out the patches that
 change nothing at their layer, which `patch_units` leaves out. PyTorch patches every 32nd unit of
 each layer, for the time of all. A fresh network, and one trained for 500 steps, in which fewer
-units are active. Effects must be equal to 1e-4 before any time counts. Then how time and memory
-grow with the number of patches.
+units are active. Effects must be equal to 1e-4 before any time counts. Then where the time goes,
+site by site, and how time and memory grow with the number of patches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import functools
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,18 @@ def main() -> None:
             cases = {f"{state}: {k}": case for k, case in _cases(network, peer).items()}
             peers = [name for name in cases if "PyTorch" in name]
             rows += common.compare(cases, "patches", args.rounds, peers)
+    sites = _sites(reference(), args.rounds)
     growth, fit = _growth(reference())
-    common.report("patching", rows, GOALS, growth=growth, fit=[fit])
+    common.report("patching", rows, GOALS, sites=sites, growth=growth, fit=[fit])
     plot.cost("patching", "patches", growth, fit)
 
 
-def sweep(network: Reference, pairs: int = 64) -> dict[str, UnitEffects]:
-    """The effects of all units on the reconstruction."""
+def sweep(
+    network: Reference, pairs: int = 64, sites: Sequence[str] = SITES
+) -> dict[str, UnitEffects]:
+    """The effects of all units of some sites on the reconstruction."""
     images = network.clean[:pairs], network.corrupted[:pairs]
-    return patch_units(network.reconstruct, network.variables, *images, sites=SITES)
+    return patch_units(network.reconstruct, network.variables, *images, sites=sites)
 
 
 def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
@@ -74,8 +78,7 @@ def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
     pairs = len(network.clean)
     work = pairs * sum(units.values())
     # The floor is of what has to be run: patches that change something at their layer.
-    changing = {site: np.count_nonzero(np.asarray(e.effects)) for site, e in found.items()}
-    needed = sum(n * suffix_flops(network.variables, site) for site, n in changing.items())
+    needed = sum(_changing(e) * suffix_flops(network.variables, site) for site, e in found.items())
     cases = {"vaejax": Case(lambda: common.seconds(lambda: sweep(network)), work, needed)}
     if peer is None:
         return cases
@@ -113,14 +116,34 @@ def _cases(network: Reference, peer: Peer | None) -> dict[str, Case]:
     }
 
 
+def _changing(effects: UnitEffects) -> int:
+    """How many patches change something; the others are left out."""
+    return int(np.count_nonzero(np.asarray(effects.effects)))
+
+
+def _sites(network: Reference, rounds: int) -> list[common.Row]:
+    """The speed of each site alone, and its share of the time of all; the base passes included."""
+    cases = {}
+    for site in SITES:
+        patches = _changing(sweep(network, sites=[site])[site])
+        needed = patches * suffix_flops(network.variables, site)
+        run = functools.partial(sweep, network, sites=[site])
+        cases[site] = Case(functools.partial(common.seconds, run), patches, needed)
+    rows = common.compare(cases, "patches", rounds)
+    spent = np.array([cases[row["case"]].work / row["patches/s"] for row in rows])
+    for row, share in zip(rows, spent / spent.sum(), strict=True):
+        row["share"] = float(share)
+    return rows
+
+
 def _growth(network: Reference) -> tuple[list[common.Row], common.Row]:
     rows = []
     for pairs in (8, 16, 32, 64):
         found = sweep(network, pairs)
-        patches = sum(np.count_nonzero(np.asarray(e.effects)) for e in found.values())
+        patches = sum(map(_changing, found.values()))
         again = functools.partial(sweep, network, pairs)
         taken = min(common.seconds(again) for _ in range(2))
-        rows.append({"patches": int(patches), "seconds": taken, "memory MiB": peak_mebibytes()})
+        rows.append({"patches": patches, "seconds": taken, "memory MiB": peak_mebibytes()})
     return rows, common.linear_fit([r["patches"] for r in rows], [r["seconds"] for r in rows])
 
 

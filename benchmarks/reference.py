@@ -83,7 +83,10 @@ def reference(steps: int = 0) -> Reference:
 
 
 def flops(variables: Variables, image_size: int = 64) -> dict[str, float]:
-    """Operations of each layer's matrix product for one example, by site."""
+    """Operations of each layer's matrix product for one example, by site.
+
+    As is usual, a kernel counts in full at the borders, where part of it lies on padding.
+    """
     found = {}
     for path, kernel in flatten_dict(variables["params"], sep="/").items():
         site, _, kind = path.rpartition("/")

@@ -1,0 +1,113 @@
+"""What the benchmarks' figures are made of."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vaejax
+from benchmarks import common, reference
+from benchmarks.common import Case, Goal
+
+
+def of_seconds(*seconds):
+    """A workload that takes these times, the first of which warms up."""
+    times = iter(seconds)
+    return lambda: next(times)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    # A matrix product that takes one second: as many operations as it has make the peak.
+    monkeypatch.setattr(common, "matmul", lambda: of_seconds(9, 1, 1, 1))
+    operations = 2 * common._MATMUL**3
+    cases = {
+        "ours": Case(of_seconds(9, 2, 1, 4), 10, operations, {"compile": 3.0}),
+        "theirs": Case(of_seconds(9, 6, 4, 8), 5),
+    }
+    return common.compare(cases, "images", 3, ["theirs", "not installed"])
+
+
+def test_speeds_are_medians_and_ratios_are_of_pairs(rows):
+    ours, theirs = rows
+    assert ours["images/s"] == 10 / 2
+    assert theirs["images/s"] == 5 / 6
+    # Operations over the peak take a second: 1/2, 1/1 and 1/4 of the seconds that were taken.
+    assert ours["of the floor"] == (0.5, 0.25, 1.0)
+    assert theirs["of the floor"] is None
+    # Per unit of work theirs took twice 3, 4 and 2 times as long.
+    assert ours["x theirs"] == pytest.approx((6.0, 4.0, 8.0))
+    assert theirs["x theirs"] is None
+    assert "x not installed" not in ours
+    assert ours["compile s"] == 3.0
+
+
+def test_workloads_take_turns():
+    said = []
+    workloads = {name: lambda name=name: said.append(name) or 1.0 for name in "AB"}
+    times = common.alternate(workloads, 2)
+    assert "".join(said) == "ABABAB"
+    assert [len(times[name]) for name in "AB"] == [2, 2]
+
+
+def test_growth_is_fitted_by_a_power_and_by_a_line():
+    work = [1, 2, 4, 8]
+    fit = common.linear_fit(work, [3.0 * n**0.5 for n in work])
+    assert fit["exponent"] == pytest.approx(0.5)
+    fit = common.linear_fit(work, [2.0 + 0.25 * n for n in work])
+    assert fit["s per unit"] == pytest.approx(0.25)
+    assert fit["s at 0"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "wanted", "met"),
+    [
+        (5, "at least 5", "yes"),
+        (7, "at least 7", "no"),
+        (-7, "at most 7", "yes"),
+        (-5, "at most 5", "no"),
+    ],
+)
+def test_a_goal_is_judged_by_the_median(rows, at_least, wanted, met, monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    goals = [Goal("ours", "x theirs", at_least), Goal("ours", "x not installed", 1)]
+    common.report("tried", rows, goals, growth=[{"work": 1, "seconds": 2.0}])
+    written = json.loads((tmp_path / "tried.json").read_text())
+    assert [(goal["wanted"], goal["met"]) for goal in written["goals"]] == [(wanted, met)]
+    assert written["rows"][0]["x theirs"] == pytest.approx([6.0, 4.0, 8.0])
+    assert written["growth"] == [{"work": 1, "seconds": 2.0}]
+
+
+def test_an_answer_that_differs_stops_a_benchmark():
+    reference.check_equal([1.0, 2.0], [1.0, 2.00019], "images")
+    for other in ([1.0, 2.0003], [1.0, np.nan]):
+        with pytest.raises(RuntimeError, match="images: PyTorch's answer is another"):
+            reference.check_equal(other, [1.0, 2.0], "images")
+
+
+@pytest.fixture(scope="module")
+def variables():
+    recipe = vaejax.zoo.recipe("vae", vaejax.zoo.Network((64, 64, 1)), 1)
+    shapes = vaejax.training.abstract_state(recipe, (64, 64, 1)).variables
+    return recipe.model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def test_the_floor_counts_what_xla_counts(variables, monkeypatch):
+    model, variables = variables
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # its own convolutions
+    z = jnp.zeros((1, 10))
+    lowered = jax.jit(lambda z: model.apply(variables, z, method="decode")).lower(z)
+    counted = lowered.cost_analysis()["flops"]
+    assert reference.suffix_flops(variables, "encoder/mean") == pytest.approx(counted, rel=0.12)
+    images = jnp.zeros((1, 64, 64, 1))
+    lowered = jax.jit(lambda x: model.apply(variables, x)).lower(images)
+    counted = lowered.cost_analysis()["flops"]
+    assert sum(reference.flops(variables).values()) == pytest.approx(counted, rel=0.12)
+
+
+def test_a_suffix_begins_after_its_site(variables):
+    of_layer = reference.flops(variables[1])
+    assert reference.suffix_flops(variables[1], "decoder/up_3") == of_layer["decoder/up_4"]
+    assert reference.suffix_flops(variables[1], reference.SITES[-1]) == 0
