@@ -1,6 +1,7 @@
 """What all tests share, doctests included."""
 
 import contextlib
+import gc
 import os
 
 # XLA compiles small programs in half the time without them, and most tests compile and run once.
@@ -43,3 +44,10 @@ def _quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _looked_through_once():
+    """What modules leave in JAX's caches is not looked through at each collection of garbage."""
+    yield
+    gc.freeze()
