@@ -48,9 +48,11 @@ def backend(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize("large", [convolution._LARGE, 1])
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(("kernel_size", "channels", "features"), CASES)
-def test_equals_the_layer_of_flax(name, kernel_size, channels, features):
+def test_equals_the_layer_of_flax(name, kernel_size, channels, features, large, monkeypatch):
+    monkeypatch.setattr(convolution, "_LARGE", large)
     x = integers(0, *SHAPE[name], channels)
     kernel = integers(1, kernel_size, kernel_size, channels, features)
     ours = value_and_gradients(OURS[name])(x, kernel)

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_LARGE = 16  # an output from which on copies of blocks leave a core's cache
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -93,12 +94,22 @@ def _matmul_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _gather(x: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
     """The convolution: `[B, 2h, 2w, C]` and `[2m, 2m, C, F]` to `[B, h, w, F]`."""
     weights = _blocks_of_kernel(kernel)
-    shifts = _shifted_blocks(x, m)
+    blocks, size = _blocks(x, m), (x.shape[1] // 2, x.shape[2] // 2)
     if _is_thin(x):
-        return jnp.concatenate(shifts, -1) @ weights.reshape(-1, kernel.shape[-1])
-    return sum(block @ weight for block, weight in zip(shifts[1:], weights[1:], strict=True)) + (
-        shifts[0] @ weights[0]
-    )
+        joined = jnp.concatenate(_shifts(blocks, m, size), -1)
+        return joined @ weights.reshape(-1, kernel.shape[-1])
+    if min(size) < _LARGE:
+        parts = [
+            block @ weight for block, weight in zip(_shifts(blocks, m, size), weights, strict=True)
+        ]
+    else:
+        # One product, whose parts are shifted instead of the blocks: they are smaller.
+        product = blocks @ weights.swapaxes(0, 1).reshape(blocks.shape[-1], -1)
+        parts = [
+            _shift(part, offset, size)
+            for part, offset in zip(jnp.split(product, m * m, -1), _offsets(m), strict=True)
+        ]
+    return sum(parts[1:], parts[0])
 
 
 def _scatter(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
@@ -122,11 +133,7 @@ def spread(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
     channels, features = kernel.shape[2:]
     _, h, w, _ = y.shape
     weights = _blocks_of_kernel(kernel).reshape(-1, features).T
-    patches = jnp.split(y @ weights, m * m, axis=-1)
-    padded = [
-        jnp.pad(patch, ((0, 0), (i, m - 1 - i), (j, m - 1 - j), (0, 0)))
-        for patch, (i, j) in zip(patches, _offsets(m), strict=True)
-    ]
+    padded = _placed(jnp.split(y @ weights, m * m, axis=-1), m)
     blocks = sum(padded[1:], padded[0])
     image = blocks.reshape(-1, h + m - 1, w + m - 1, 2, 2, channels).swapaxes(2, 3)
     return image.reshape(-1, 2 * (h + m - 1), 2 * (w + m - 1), channels)
@@ -135,12 +142,15 @@ def spread(y: jax.Array, kernel: jax.Array, *, m: int) -> jax.Array:
 def _correlate(x: jax.Array, y: jax.Array, *, m: int) -> jax.Array:
     """The adjoint of `_gather` in its kernel: `[B, 2h, 2w, C]`, `[B, h, w, F]` to the kernel."""
     channels, features = x.shape[-1], y.shape[-1]
-    flat = y.reshape(-1, features)
-    shifts = [block.reshape(-1, block.shape[-1]) for block in _shifted_blocks(x, m)]
+    blocks = _blocks(x, m)
     if _is_thin(x):
-        weights = jnp.concatenate(shifts, -1).T @ flat
+        joined = jnp.concatenate(_shifts(blocks, m, y.shape[1:3]), -1)
+        weights = joined.reshape(-1, joined.shape[-1]).T @ y.reshape(-1, features)
     else:
-        weights = jnp.stack([block.T @ flat for block in shifts])
+        # One product with `y` at all offsets, which has fewer channels than the blocks.
+        rows = jnp.concatenate(_placed([y] * (m * m), m), -1).reshape(-1, m * m * features)
+        product = blocks.reshape(-1, 4 * channels).T @ rows
+        weights = product.reshape(4 * channels, m * m, features).swapaxes(0, 1)
     weights = weights.reshape(m, m, 2, 2, channels, features).swapaxes(1, 2)
     return weights.reshape(2 * m, 2 * m, channels, features)
 
@@ -154,18 +164,34 @@ def _offsets(m: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(m) for j in range(m)]
 
 
-def _shifted_blocks(x: jax.Array, m: int) -> list[jax.Array]:
-    """The `m * m` shifts of the 2x2 blocks of the padded image, each `[B, h, w, 4C]`."""
+def _blocks(x: jax.Array, m: int) -> jax.Array:
+    """The 2x2 blocks of the padded image, `[B, h + m - 1, w + m - 1, 4C]`."""
     _, height, width, channels = x.shape
     h, w = height // 2, width // 2
     x = jnp.pad(x, ((0, 0), (m - 1, m - 1), (m - 1, m - 1), (0, 0)))
     blocks = x.reshape(-1, h + m - 1, 2, w + m - 1, 2, channels).swapaxes(2, 3)
-    blocks = blocks.reshape(-1, h + m - 1, w + m - 1, 4 * channels)
-    return [blocks[:, i : i + h, j : j + w] for i, j in _offsets(m)]
+    return blocks.reshape(-1, h + m - 1, w + m - 1, 4 * channels)
+
+
+def _shift(blocks: jax.Array, offset: tuple[int, int], size: tuple[int, ...]) -> jax.Array:
+    return blocks[:, offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
+
+
+def _shifts(blocks: jax.Array, m: int, size: tuple[int, ...]) -> list[jax.Array]:
+    """All `m * m` shifts of blocks, each `[B, h, w, 4C]`."""
+    return [_shift(blocks, offset, size) for offset in _offsets(m)]
+
+
+def _placed(parts: Sequence[jax.Array], m: int) -> list[jax.Array]:
+    """The reverse: `m * m` parts `[B, h, w, ...]`, each put at its offset among zeros."""
+    return [
+        jnp.pad(part, ((0, 0), (i, m - 1 - i), (j, m - 1 - j), (0, 0)))
+        for part, (i, j) in zip(parts, _offsets(m), strict=True)
+    ]
 
 
 def _blocks_of_kernel(kernel: jax.Array) -> jax.Array:
-    """`[2m, 2m, C, F]` to `[m * m, 4C, F]`, in the order of `_shifted_blocks`."""
+    """`[2m, 2m, C, F]` to `[m * m, 4C, F]`, in the order of `_offsets`."""
     m, channels, features = kernel.shape[0] // 2, *kernel.shape[2:]
     blocks = kernel.reshape(m, 2, m, 2, channels, features).swapaxes(1, 2)
     return blocks.reshape(m * m, 4 * channels, features)

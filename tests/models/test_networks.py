@@ -211,6 +211,13 @@ def test_sites_of_the_vq_vae():
     }
 
 
+def test_relu_has_no_slope_at_zero_and_lets_nan_through():
+    x = jnp.array([-2.0, 0.0, 3.0, jnp.nan, jnp.inf])
+    np.testing.assert_array_equal(relu(x), [0.0, 0.0, 3.0, np.nan, np.inf])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(x[:3]), [0.0, 0.0, 1.0])
+    assert relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("layer", [Dense(4, relu), Conv(4, 2, relu), Dense(4, leaky_relu)])
 def test_pre_is_the_value_before_the_nonlinearity(layer):
     x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))

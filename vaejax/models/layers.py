@@ -94,8 +94,11 @@ def _activate(x: jax.Array, activation: Activation | None) -> jax.Array:
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`; a plain function, so that modules holding it compare equal and hash."""
-    return jnp.maximum(x, 0)
+    """`max(x, 0)`; a plain function, so that modules holding it compare equal and hash.
+
+    Its derivative at 0 is 0. That of `jnp.maximum` would be a half, by way of a division.
+    """
+    return jnp.where(x <= 0, 0, x)  # in this order, NaN stays what it is
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
