@@ -22,11 +22,16 @@ def run(example):
     return done.stdout
 
 
-def test_the_first_example_runs():
+def test_the_first_example_runs_and_goes_on_under_a_mesh():
     example = EXAMPLES[0]
     assert "steps=500" in example
-    printed = run(example.replace("steps=500", "steps=2").replace("width=0.5", "width=0.1"))
-    assert len(printed.strip("[]\n").split()) == 10
+    example += next(example for example in EXAMPLES if "devices.mesh" in example)
+    for at_length, briefly in (("500", "2"), ("1000", "4"), ("width=0.5", "width=0.1")):
+        example = example.replace(at_length, briefly)
+    printed = run(f"{example}\nprint(states.step)")
+    active, steps = printed.splitlines()
+    assert len(active.strip("[]").split()) == 10
+    assert steps == "[4 4 4]"
 
 
 def test_a_model_of_ones_own_is_analysed_in_under_20_lines():
