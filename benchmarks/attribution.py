@@ -3,7 +3,8 @@
     python -m benchmarks.attribution --peer-python PATH
 
 The reference network; PyTorch does the same by one backward pass through all activations. Mediated
-fractions must be equal to 1e-4 before any time counts.
+fractions must be equal to 1e-4 before any time counts. The network has been trained for a while, as
+the units of a fresh one change next to nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.patching import sweep
 from benchmarks.reference import SITES, Reference, check_equal, flops, reference, torch_peer
 from vaejax.interventions import Attribution, attribute
 
+STEPS = 200
 GOALS = (Goal("vaejax attribution", "x vaejax exact", 100),)
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    network = reference()
+    network = reference(STEPS)
     with torch_peer(args.peer_python, network) as peer:
         found = _attribution(network)
         pairs = len(network.clean)
