@@ -46,6 +46,22 @@ def _quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Compiled programs are kept between the commands of a module, and nowhere else."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def same_compiler(environment):
+    """Commands that run in this process share the programs of those that have one of their own."""
+    from command_lines import compiling_as
+
+    with compiling_as(environment):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _looked_through_once():
     """What modules leave in JAX's caches is not looked through at each collection of garbage."""

@@ -9,15 +9,20 @@ the units of a fresh one change next to nothing.
 
 from __future__ import annotations
 
-import argparse
-import sys
-
 import numpy as np
 
 from benchmarks import common
 from benchmarks.common import Case, Goal
 from benchmarks.patching import sweep
-from benchmarks.reference import SITES, Reference, check_equal, flops, reference, torch_peer
+from benchmarks.reference import (
+    SITES,
+    Reference,
+    arguments,
+    check_equal,
+    flops,
+    reference,
+    torch_peer,
+)
 from vaejax.interventions import Attribution, attribute
 
 STEPS = 200
@@ -26,10 +31,7 @@ GOALS = (Goal("vaejax attribution", "x vaejax exact", 100),)
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=5)
     network = reference(STEPS)
     with torch_peer(args.peer_python, network) as peer:
         found = _attribution(network)

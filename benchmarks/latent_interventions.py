@@ -11,9 +11,7 @@ interventions.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -22,7 +20,15 @@ import numpy as np
 
 from benchmarks import common, plot
 from benchmarks.common import Case, Goal
-from benchmarks.reference import Peer, Reference, check_equal, reference, suffix_flops, torch_peer
+from benchmarks.reference import (
+    Peer,
+    Reference,
+    arguments,
+    check_equal,
+    reference,
+    suffix_flops,
+    torch_peer,
+)
 from vaejax import metrics
 from vaejax.chunking import map_chunks, resolve_chunk
 from vaejax.interventions import latents
@@ -36,10 +42,7 @@ GOALS = (Goal("vaejax", "x PyTorch", 5), Goal("vaejax", "of the floor", 0.7))
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=10)
     network = reference()
     with torch_peer(args.peer_python, network) as peer:
         rows = _compared(network, peer, args.rounds)

@@ -11,8 +11,6 @@ patched worlds a latent, and of the whole network for the two others.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
 import jax
@@ -20,7 +18,15 @@ import jax.numpy as jnp
 
 from benchmarks import common
 from benchmarks.common import Case
-from benchmarks.reference import Reference, check_equal, flops, reference, suffix_flops, torch_peer
+from benchmarks.reference import (
+    Reference,
+    arguments,
+    check_equal,
+    flops,
+    reference,
+    suffix_flops,
+    torch_peer,
+)
 from vaejax.interventions import Mediation, mediate
 
 STEPS = 200
@@ -28,10 +34,7 @@ STEPS = 200
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=10)
     network = reference(STEPS)
     with torch_peer(args.peer_python, network) as peer:
         pairs, worlds = len(network.clean), 22

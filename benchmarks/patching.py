@@ -13,7 +13,6 @@ site by site, and how time and memory grow with the number of patches.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import resource
 import sys
@@ -28,6 +27,7 @@ from benchmarks.reference import (
     SITES,
     Peer,
     Reference,
+    arguments,
     check_equal,
     reference,
     suffix_flops,
@@ -47,10 +47,7 @@ GOALS = (
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=3)
     rows = []
     for state, steps in {"fresh": 0, "trained": 500}.items():
         network = reference(steps)

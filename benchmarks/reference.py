@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
 import math
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -149,6 +151,19 @@ class Peer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+def arguments(description: str, rounds: int) -> argparse.Namespace:
+    """The options of a benchmark that has PyTorch beside it: `peer_python` and `rounds`.
+
+    Args:
+      description: Its first line is shown by `--help`.
+      rounds: The default.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser.parse_args()
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ environment of its own: PATH is its interpreter. Without it the peer is skipped.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
 import jax
@@ -19,7 +17,15 @@ import jax.numpy as jnp
 import vaejax
 from benchmarks import common
 from benchmarks.common import Case, Goal
-from benchmarks.reference import BATCH, Reference, check_equal, flops, reference, torch_peer
+from benchmarks.reference import (
+    BATCH,
+    Reference,
+    arguments,
+    check_equal,
+    flops,
+    reference,
+    torch_peer,
+)
 
 STEPS = 10  # per repetition
 GOALS = (Goal("vaejax, 3 runs", "x PyTorch", 1 / 0.7),)
@@ -27,10 +33,7 @@ GOALS = (Goal("vaejax, 3 runs", "x PyTorch", 1 / 0.7),)
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=10)
     network = reference()
     with torch_peer(args.peer_python, network) as peer:
         cases = {f"vaejax, {runs} runs": _ours(network, runs) for runs in (1, 3, 12)}

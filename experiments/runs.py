@@ -173,7 +173,7 @@ def train(out: epath.Path, group: Sequence[Run], console: Console) -> tuple[Trai
 
             def on_chunk(done: int, states: TrainState, history: History) -> None:
                 means = {name: np.asarray(term).mean(1) for name, term in history.items()}
-                for index, path in enumerate(paths if _is_first() else []):
+                for index, path in enumerate(paths if jax.process_index() == 0 else []):
                     _append_history(path, done, {name: m[index] for name, m in means.items()})
                 writer.save(done, states)
                 update(done, float(means["loss"].mean()))
@@ -265,10 +265,6 @@ def finish(
     if path is not None:
         files.write_json(path / "metrics.json", row)
     return row
-
-
-def _is_first() -> bool:
-    return jax.process_index() == 0
 
 
 def _append_history(path: epath.Path, step: int, means: dict[str, float]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
@@ -13,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from command_lines import ROOT, compiling_as, rows_of, run, table
+from command_lines import ROOT, rows_of, run, table
 from etils import epath
 from rich.console import Console
 
@@ -21,19 +20,6 @@ from experiments import jobs, presets, report, runs, sweep, train
 from vaejax import checkpoint, data, zoo
 
 SMOKE = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Compiled programs are kept between the commands of this module, and nowhere else."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-
-
-@pytest.fixture(scope="module")
-def same_compiler(environment):
-    with compiling_as(environment):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from subprocess import PIPE
 import jax
 import numpy as np
 import pytest
-from command_lines import ROOT, compiling_as, free_port, rows_of, run
+from command_lines import ROOT, free_port, rows_of, run
 
 from experiments import launch, presets
 from vaejax import checkpoint
@@ -25,19 +25,6 @@ pytest.importorskip("fcntl")
 # Two groups, the first two models and the third, which are measured by the same programs.
 SMOKE = ("--preset", "smoke", "--models", "vae", "beta_vae", "beta_tc_vae", "--seeds", "0")
 EACH_ONCE = ["beta_tc_vae", "beta_vae", "vae"]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Compiled programs are kept between the commands of this module, and nowhere else."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-
-
-@pytest.fixture(scope="module")
-def same_compiler(environment):
-    with compiling_as(environment):
-        yield
 
 
 @pytest.fixture(scope="module")
