@@ -1,49 +1,14 @@
 """What all tests share, doctests included."""
 
-import contextlib
 import gc
 import os
 
-# XLA compiles small programs in half the time without them, and most tests compile and run once.
-# Read when JAX first looks for devices; commands that tests start inherit it.
+# The programs of tests run once, for less time than it takes to compile them with optimisations.
+# Read when JAX is imported and first looks for devices; commands that tests start inherit both.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
-import jax
 import pytest
-
-
-@pytest.fixture
-def quick_compilation():
-    """XLA at its lowest level of optimisation, where nothing depends on how programs are fused.
-
-    The programs of these tests run once, for less time than it takes to compile them.
-    """
-    with _quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quickly():
-    """The same as a context manager, for fixtures of a whole module."""
-    return _quick_compilation
-
-
-@pytest.fixture(autouse=True)
-def _doctests_compile_quickly(request):
-    with (
-        _quick_compilation()
-        if isinstance(request.node, pytest.DoctestItem)
-        else contextlib.nullcontext()
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
         run = runs.Run.from_config(restored.config)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise cli.UsageError(str(error)) from error
-    output.set_up_compiler(optimize=run.preset.optimize)  # as the sweep, for the same numbers
+    # As the sweep, for the same numbers.
+    output.set_up_compiler(optimize=run.preset.optimize, precision=run.preset.precision)
     console = output.console()
     # The sweep's own read-out, if the run is still where the sweep has put it.
     directory = files.absolute(epath.Path(path))

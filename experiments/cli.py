@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from experiments.presets import METRICS, PRESETS, SOURCES, Preset
+from experiments.presets import METRICS, PRECISIONS, PRESETS, SOURCES, Preset
 
 
 class UsageError(Exception):
@@ -120,6 +120,11 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--source",
         choices=SOURCES,
         help="images redrawn here (the default), or the published ones as far as they are there",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of matrix products, on accelerators that are faster with less (default: float32)",
     )
     parser.add_argument("--out", metavar="DIR", help=f"output directory (default: {out})")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of each run")

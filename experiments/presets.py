@@ -15,6 +15,7 @@ import dataclasses
 MODELS = ("vae", "beta_vae", "factor_vae", "beta_tc_vae", "dip_vae_ii", "vq_vae")
 DATASETS = ("dsprites", "shapes3d", "mpi3d", "smallnorb", "celeba")
 SOURCES = ("redrawn", "genuine")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # What can be measured, and the representations that disentanglement metrics can score.
 DISENTANGLEMENT = (
     *("mig", "dci", "sap", "factor_vae_score", "beta_vae_score"),
@@ -51,6 +52,8 @@ class Preset:
       ces_examples: Images that are intervened on.
       readout_steps: Steps of training the factor read-out.
       optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
+      precision: What products of float32 matrices are rounded to on accelerators that are faster
+        with less; sums are float32. Left to themselves, TPUs take bfloat16.
     """
 
     datasets: tuple[str, ...] = DATASETS
@@ -73,6 +76,7 @@ class Preset:
     ces_examples: int = 64
     readout_steps: int = 2_000
     optimize: bool = True
+    precision: str = "float32"
 
 
 # Locatello et al. (2019): the network, batch size, optimizer and length of training.

@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "models": args.models and tuple(args.models),
             "seeds": args.seeds and tuple(args.seeds),
             "steps": args.steps,
+            "precision": args.precision,
         }
         preset = cli.resolve(args.preset, overrides)
         if args.shard != (1, 1) and args.launcher != "local":
@@ -127,7 +128,7 @@ def sweep(
 
     from experiments import files, jobs, output, report, runs
 
-    output.set_up_compiler(optimize=preset.optimize)
+    output.set_up_compiler(optimize=preset.optimize, precision=preset.precision)
     first = launcher != "jax" or connect()
     console = output.console(quiet=not first)
     directory = epath.Path(out)

@@ -41,6 +41,7 @@ def compiling_as(environment):
     before = {
         "jax_compilation_cache_dir": config.jax_compilation_cache_dir,
         "jax_disable_most_optimizations": config.read("jax_disable_most_optimizations"),
+        "jax_default_matmul_precision": config.jax_default_matmul_precision,
         "jax_persistent_cache_min_compile_time_secs": (
             config.jax_persistent_cache_min_compile_time_secs
         ),

@@ -12,8 +12,6 @@ from flax import linen as nn
 
 from vaejax import convolution
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Both below and above the number of channels where the form changes, on either side.
 CASES = [(2, 1, 8), (2, 8, 3), (4, 3, 16), (4, 8, 1), (4, 16, 8), (6, 3, 8), (6, 8, 3)]
 

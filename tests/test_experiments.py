@@ -16,8 +16,9 @@ from command_lines import ROOT, rows_of, run, table
 from etils import epath
 from rich.console import Console
 
-from experiments import jobs, presets, report, runs, sweep, train
+from experiments import jobs, output, presets, report, runs, sweep, train
 from vaejax import checkpoint, data, zoo
+from vaejax.models.layers import ConvTranspose
 
 SMOKE = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
 
@@ -101,6 +102,8 @@ def test_another_configuration_is_refused(finished):
     assert refused.stderr.count("\n") == 1
     assert "steps was 20, is 30" in refused.stderr
     assert "--fresh" in refused.stderr
+    refused = run("sweep", *SMOKE, "--precision", "bfloat16", "--out", out)
+    assert "precision was float32, is bfloat16" in refused.stderr
 
 
 def test_a_checkpoint_restores_alone(finished):
@@ -151,12 +154,14 @@ def test_train_is_a_sweep_of_one_run(monkeypatch):
     # That a run alone is the same as in company is tested with the training.
     seen = {}
     monkeypatch.setattr(sweep, "sweep", lambda *args, **kwargs: seen.update(args=args, **kwargs))
+    given = ["--seed", "1", "--steps", "7", "--precision", "bfloat16"]
     with pytest.raises(SystemExit) as stop:
-        train.main(["--preset", "smoke", "--model", "vae", "--seed", "1", "--steps", "7"])
+        train.main(["--preset", "smoke", "--model", "vae", *given])
     assert stop.value.code == 0
     preset, out = seen["args"]
     smoke = presets.PRESETS["smoke"]
-    assert preset == dataclasses.replace(smoke, models=("vae",), seeds=(1,), steps=7)
+    changed = {"models": ("vae",), "seeds": (1,), "steps": 7, "precision": "bfloat16"}
+    assert preset == dataclasses.replace(smoke, **changed)
     assert (out, seen["fresh"]) == ("results/train/dsprites_vae_1", False)
 
 
@@ -233,6 +238,7 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         ("data", ["show", "shapes"], "did you mean 'shapes3d'?"),
         ("data", ["shwo"], "invalid choice: 'shwo'"),
         ("sweep", ["--modles", "vae"], "did you mean --models?"),
+        ("sweep", ["--precision", "float16"], "invalid choice: 'float16'"),
         ("sweep", ["--seeds", "-1"], "whole number"),
         ("sweep", ["--seeds", "1", "1"], "more than once"),
         ("sweep", ["--steps", "0"], "1 or more"),
@@ -249,6 +255,14 @@ def test_wrong_arguments_get_one_line(module, arguments, said, monkeypatch):
     assert refused.returncode == 2
     assert said in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("precision", "said"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_products_have_the_precision_that_is_asked_for(same_compiler, precision, said):
+    output.set_up_compiler(precision=precision)
+    layer, x = ConvTranspose(2), np.ones((1, 4, 4, 3), np.float32)
+    variables = layer.init(jax.random.key(0), x)
+    assert f"precision = [{said}, {said}]" in jax.jit(layer.apply).lower(variables, x).as_text()
 
 
 def test_help_needs_no_jax_and_import_no_tensorflow():

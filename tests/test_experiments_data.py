@@ -17,8 +17,6 @@ from vaejax import data
 from vaejax.data import ArraySource
 from vaejax.data.genuine.dsprites import PUBLISHED
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:

@@ -26,8 +26,6 @@ PIXELS = math.prod(SHAPE)
 MEAN, LOGVAR = np.array([0.5, 0.0], np.float32), np.array([-1.0, 0.0], np.float32)
 PRESET = dataclasses.replace(PRESETS["smoke"], examples=1000, scored_examples=300, ces_examples=4)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @struct.dataclass
 class Halves:

@@ -11,8 +11,6 @@ from scipy import integrate, special, stats
 from vaejax import Gaussian, objectives
 from vaejax.models import VAE, VQVAE, Codebook, Discriminator, FactorVAE, MLPDecoder, MLPEncoder
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 5))
 

@@ -37,8 +37,9 @@ SOURCE = Noise()
 MODEL = VAE(MLPEncoder(2, ()), MLPDecoder((6,), ()))
 RECIPE = Recipe(MODEL, objectives.beta_vae, batch_size=8)
 KEYS = jax.random.split(jax.random.key(0), 3)
-# Each number of steps is a program to compile, so the tests share 1, 2 and 3.
-STEPS = 3
+# Each number of steps is a program to compile, so the tests share 1, 2 and 4. One step is no loop,
+# and may round otherwise.
+STEPS = 4
 
 
 def hyper(beta=(1.0, 1.0, 1.0), learning_rate=1e-2):
@@ -130,7 +131,7 @@ def test_chunks_leave_no_trace(chunk):
         ),
     )
     assert_same(states, expected)
-    ends = [2, 3] if chunk == 2 else [3]
+    ends = [2, 4] if chunk == 2 else [4]
     assert [(done, steps) for done, steps, _ in calls] == [(end, [end] * 3) for end in ends]
     history = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *(call[2] for call in calls))
     assert_same(history, expected_history)
@@ -253,7 +254,6 @@ def test_the_state_of_a_diverged_run_is_finite(learning_rate):
         assert np.isfinite(leaf).all()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_gradient_that_is_not_finite_stops_a_run_whose_loss_is():
     def objective(model, variables, images, key, *, beta):
         loss = objectives.beta_vae(model, variables, images, key, beta=1.0)
@@ -277,7 +277,6 @@ def test_a_diverged_run_stays_stopped():
 # ------------------------------------------------------------------ Other architectures
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_factor_vae_draws_two_batches_and_trains_both_its_parts():
     model = FactorVAE(MODEL.encoder, MODEL.decoder, discriminator=Discriminator((4,)))
     sizes = []
@@ -296,7 +295,6 @@ def test_factor_vae_draws_two_batches_and_trains_both_its_parts():
     assert all((a != b).any() for a, b in zip(arrays(states.variables), before, strict=True))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_codebook_moves_with_training_and_the_optimizer_does_not_know_it():
     source = Noise((4, 4, 1))
     model = VQVAE(GridEncoder(2, (3,), (2,)), GridDecoder((4, 4, 1), (), 3), 5, 2)
@@ -315,7 +313,6 @@ def test_the_codebook_moves_with_training_and_the_optimizer_does_not_know_it():
 # ------------------------------------------------------------------ Compilation
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_other_hyperparameters_and_seeds_do_not_compile_again():
     traces = []
 

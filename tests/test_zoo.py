@@ -7,8 +7,6 @@ import pytest
 
 from vaejax.zoo import ZOO, Network, architecture, recipe
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Each program once: the VAE and the beta-VAE share theirs.
 PROGRAMS = [name for name in ZOO if name != "vae"]
 

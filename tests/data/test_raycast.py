@@ -67,7 +67,7 @@ def meet_all(rays):
 
 
 @pytest.fixture(scope="module")
-def met(quickly):
+def met():
     """Rays from all around to points near the solids; origins and directions `[3, N]`; the hits."""
     rng = np.random.default_rng(0)
     origin = rng.normal(size=(3, 600))
@@ -80,8 +80,7 @@ def met(quickly):
     direction[:, -60:] = -np.eye(3)[:, axis]
     origin[:, -60:] = 4 * np.eye(3)[:, axis] + 0.3 * rng.uniform(-1, 1, (3, 60))
     rays = Rays(Vec(*map(jnp.float32, origin)), Vec(*map(jnp.float32, direction)))
-    with quickly():
-        return origin, direction, jax.tree.map(np.asarray, meet_all(rays))
+    return origin, direction, jax.tree.map(np.asarray, meet_all(rays))
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -123,7 +122,6 @@ def test_normals_are_the_direction_in_which_the_surface_is_left(met, name):
     assert ((normal * outer).sum(0)[smooth] > 0.999).all()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_upright_shapes_are_the_single_solids_in_a_frame(met):
     origin, direction, hits = met
     rays = Rays(Vec(*map(jnp.float32, origin)), Vec(*map(jnp.float32, direction)))
@@ -140,7 +138,6 @@ def test_upright_shapes_are_the_single_solids_in_a_frame(met):
         np.testing.assert_allclose(hits[f"upright {name}"].t[there], hit.t[there], atol=1e-3)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_point_on_a_pixels_ray_projects_to_the_pixels_centre():
     position, target, height = Vec(1.0, 2.0, 4.0), Vec(0.2, 0.5, -0.1), 0.8
 
@@ -161,7 +158,6 @@ def test_a_point_on_a_pixels_ray_projects_to_the_pixels_centre():
     assert (np.diff(rays.direction.y, axis=0) < 0).all()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_camera_traces_the_pixels_it_is_asked_for():
     def trace(**pixels):
         return camera(Vec(1.0, 2.0, 4.0), Vec(0.0, 0.5, 0.0), 0.8, **pixels).direction
@@ -176,7 +172,6 @@ def test_a_camera_traces_the_pixels_it_is_asked_for():
         np.testing.assert_allclose(found, np.broadcast_to(window, (2, 4)), atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("about", ["x", "y", "z"])
 def test_a_quarter_turn_is_counter_clockwise(about):
     turned = np.array([list(axis) for axis in rotation(jnp.pi / 2, about)], float)
@@ -186,7 +181,6 @@ def test_a_quarter_turn_is_counter_clockwise(about):
     np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_frame_places_turns_and_stretches_a_solid():
     centre, size = np.array([0.3, -0.2, 0.5]), np.array([0.5, 1.0, 1.5])
     rng = np.random.default_rng(1)
@@ -212,7 +206,6 @@ def test_a_frame_places_turns_and_stretches_a_solid():
     np.testing.assert_allclose(np.stack(normal)[:, hit], gradient, atol=1e-3)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_nearest_is_the_first_hit_and_none_where_all_miss():
     far = 1e9
     hits = [

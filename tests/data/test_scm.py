@@ -12,8 +12,6 @@ from vaejax.data.scm import SCM, Bernoulli, Gated, Linear, Root
 from vaejax.data.scm_effects import simulated_effects
 from vaejax.data.sizes import sample_factors
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N = 2**15
 SIGMAS = 5  # of standard errors that an estimate may be off
 

@@ -20,8 +20,6 @@ from vaejax.data.scm_source import SCMSource
 from vaejax.data.storage import OnDevice
 from vaejax.data.worlds import world
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N = 64
 KEY = jax.random.key(0)
 

@@ -274,7 +274,6 @@ def test_transformations_agree():
         np.testing.assert_array_equal(alone(row), alone(row.astype(np.int32)))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_half_size_batches():
     data = source(32)
     images, factors = jax.jit(data.batch, static_argnums=1)(jax.random.key(0), 16)

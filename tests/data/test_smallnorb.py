@@ -77,7 +77,7 @@ def test_factors_are_the_published_ones():
     assert [len(toys) for toys in CATEGORIES.values()] == [10] * 5
 
 
-def test_parts_are_where_an_independent_ray_caster_finds_them(quick_compilation):
+def test_parts_are_where_an_independent_ray_caster_finds_them():
     # Six solids at random places, as one toy; the ray-caster has a function for each kind.
     kinds = [(BALL, solids.ball), ((1.0, 0.0, 1.0), solids.cylinder), (BOX, solids.cube)] * 2
     rng = np.random.default_rng(1)

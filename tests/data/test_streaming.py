@@ -44,7 +44,6 @@ def test_images_on_the_host_can_be_looked_up_in_a_mapped_loop():
     np.testing.assert_allclose(images.reshape(12, 64, 64, 1), IMAGES / 255, atol=1e-7)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_training_from_the_host_is_the_same(monkeypatch):
     # Two steps of a window: 2 runs x 4 images x 4 KiB each.
     monkeypatch.setattr(streaming, "WINDOW_BYTES", 2 * 2 * 4 * 4096)

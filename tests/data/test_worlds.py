@@ -12,8 +12,6 @@ from vaejax.data import DataError, Factor
 from vaejax.data.scm import Bernoulli
 from vaejax.data.worlds import ATTRIBUTES, ROLES, names, world
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 N = 2**14
 SIGMAS = 5
 

@@ -10,8 +10,6 @@ import pytest
 from vaejax.interventions.codes import code_ablate, code_swap, postquant, prequant
 from vaejax.models import nearest
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Entry 2 is nearest to entry 1, entry 0 to entry 1, entry 3 to entry 2.
 EMBEDDING = jnp.array([[0.0, 0.0], [3.0, 0.0], [5.0, 0.0], [20.0, 0.0]])
 ENCODED = jnp.array([[[0.5, 1.0], [3.5, 0.0], [4.5, 0.0]], [[2.9, 0.0], [0.0, 0.0], [30.0, 0.0]]])

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from vaejax.interventions import edits
-from vaejax.interventions.edits import num_units, unit_ids, unit_mask
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from vaejax.interventions.edits import num_units, sum_units, unit_ids, unit_mask
 
 A = np.array([[1.0, -2.0, 3.0], [5.0, 0.0, -7.0]], np.float32)
 DONOR = np.array([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]], np.float32)
@@ -194,6 +192,9 @@ def test_units_partition_a_site(shape, by, units):
     assert ids.dtype == np.int32
     assert num_units(shape, by) == units
     np.testing.assert_array_equal(np.unique(ids), np.arange(units))
+    values = np.random.default_rng(0).integers(0, 9, (2, *shape)).astype(np.float32)
+    sums = [np.bincount(ids.ravel(), row.ravel(), units) for row in values]
+    np.testing.assert_array_equal(sum_units(jnp.asarray(values), by), sums)
     for index in np.ndindex(shape):
         expected = {
             "channel": index[-1] if index else 0,

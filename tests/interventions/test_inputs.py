@@ -16,8 +16,6 @@ SIZES = (3, 1, 4)
 FACTORS = np.array(list(itertools.product(*map(range, SIZES))))
 VALUES = tuple(np.arange(size) for size in SIZES)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def render(g):
     """A 2x3 image: the first factor everywhere, the last one in its first row only."""
@@ -202,7 +200,7 @@ def test_factor_changes_equal_a_plain_loop_and_average_to_the_effects():
 
 
 @pytest.fixture
-def full_compilation(quick_compilation):  # after it, to have the last word
+def full_compilation():
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield

@@ -33,8 +33,6 @@ from linen_modules import (
 from vaejax.interventions.edits import add, replace, swap, zero
 from vaejax.interventions.intercept import intervene, sites
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     ("model", "expected"),

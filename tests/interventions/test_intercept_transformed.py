@@ -28,8 +28,6 @@ from linen_modules import (
 from vaejax.interventions.edits import add, replace, scale, swap
 from vaejax.interventions.intercept import intervene, sites
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_one_trace_serves_all_values(chain, variables, x):
     traces = []

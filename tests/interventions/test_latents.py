@@ -12,8 +12,6 @@ from vaejax.interventions.latents import do, interactions, quantile_grid, shift
 N, D = 7, 4
 VALUES = np.array([[-1.0, 2.0], [0.5, 1.0], [3.0, -2.0], [1.5, 0.0]], np.float32)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

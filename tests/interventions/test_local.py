@@ -15,8 +15,6 @@ from vaejax.interventions import windows
 from vaejax.interventions.local import block_size, follow
 from vaejax.interventions.windows import Changed, Index, Window
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IMAGE = (1, 8, 6, 3)
 
 

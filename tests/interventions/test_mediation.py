@@ -77,7 +77,7 @@ def reconstruction(output):
 
 
 @pytest.fixture(scope="module", params=["vae", "vq_vae", "trained vae"])
-def network(request, quickly):
+def network(request):
     """A network of the zoo, random or trained: `apply_fn`, `variables`, clean and corrupted."""
     sizes = zoo.Network((32, 32, 1), width=0.125, codebook_size=16, code_dim=4)
     recipe = zoo.recipe(request.param.removeprefix("trained "), sizes, batch_size=16)
@@ -87,9 +87,8 @@ def network(request, quickly):
     else:
         images, _ = (source := data.source("dsprites", 32)).batch(jax.random.key(1), 10)
         hyper = {"beta": jnp.ones(1), "learning_rate": jnp.full(1, 3e-3)}
-        with quickly():
-            states = init(recipe, source.image_shape, jax.random.split(jax.random.key(0), 1))
-            states = fit(recipe, source, states, hyper, steps=600, chunk=600)
+        states = init(recipe, source.image_shape, jax.random.split(jax.random.key(0), 1))
+        states = fit(recipe, source, states, hyper, steps=600, chunk=600)
         variables = unstack(states)[0].variables
     return recipe.model.apply, variables, images[:5], images[5:]
 
@@ -101,7 +100,6 @@ def cut_of(network):
     return "quantized" if "codebook" in network[1] else "z"
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("which", ["cut", "decoder/up_1", "encoder"])
 def test_a_complete_cut_mediates_everything(network, which):
     components = [cut_of(network) if which == "cut" else which]
@@ -112,7 +110,6 @@ def test_a_complete_cut_mediates_everything(network, which):
     assert jnp.linalg.norm(result.te, axis=1).min() > 0.01
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_empty_set_mediates_nothing(network, masked):
     components = {cut_of(network): False} if masked else ()
@@ -123,7 +120,6 @@ def test_the_empty_set_mediates_nothing(network, masked):
     np.testing.assert_array_equal(result.mediated_fractions, 0)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_equal_inputs_have_no_effect_at_all(network):
     apply_fn, variables, images, _ = network
     result = mediate(apply_fn, variables, images, images, HALF, readout=reconstruction)
@@ -132,7 +128,6 @@ def test_equal_inputs_have_no_effect_at_all(network):
     assert result.skipped == len(images)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_parts_add_up(network):
     result = mediate(*network, HALF, readout=reconstruction)
     np.testing.assert_allclose(result.nde + result.tie, result.te, atol=1e-6)
@@ -140,7 +135,6 @@ def test_parts_add_up(network):
     assert jnp.abs(result.interaction).max() > 1e-4  # a nonlinear network
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_vmap_over_masks_equals_loop(network):
     masks = jnp.stack([unit_mask((8, 8, 8), jnp.arange(n)) for n in (2, 5)])
 

@@ -68,7 +68,6 @@ def test_kinds_of_units(by, expected):
     np.testing.assert_allclose(result.effects, np.stack([expected] * 2, 1), rtol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_equals_a_loop_over_intervene(network):
     apply_fn, variables, base, donor = network
     names = ("encoder/conv_2", "z", "decoder/up_1")
@@ -93,7 +92,6 @@ def test_equals_a_loop_over_intervene(network):
             )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_self_patch_changes_nothing_even_when_it_is_run(network, monkeypatch):
     apply_fn, variables, base, _ = network
     everywhere = patch_units(apply_fn, variables, base, base, readout=reconstruction)
@@ -110,13 +108,11 @@ def test_a_self_patch_changes_nothing_even_when_it_is_run(network, monkeypatch):
     assert all(not np.any(result.effects) for result in run.values())
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_unit_that_the_readout_ignores_has_no_effect_at_all(network):
     found = patch_units(*network, readout=reconstruction, sites=["encoder/logvar"], chunk=3)
     np.testing.assert_array_equal(found["encoder/logvar"].effects, 0)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_whole_layer_mediates_everything(network):
     found = patch_units(
         *network, by="site", readout=reconstruction, sites=["encoder/conv_1", "z", "decoder/up_2"]
@@ -180,7 +176,6 @@ def test_resampling_gives_every_input_another():
         assert jnp.all(result.effects[0] > 0)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_only_what_changes_is_run(monkeypatch):
     run = []
     patch = unit_sweep._patch
@@ -210,7 +205,6 @@ def test_one_program_for_each_site_whatever_the_values():
     assert len(traces) - before == 2
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_memory_does_not_grow_with_the_number_of_patches(network):
     apply_fn, variables, base, _ = network
     output, activations = record(apply_fn, variables, base, ("decoder/up_1",), reconstruction, 4)
@@ -248,7 +242,6 @@ def test_progress_reaches_the_end(monkeypatch):
     assert len(calls) > 1
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_units_of_a_network_are_its_innermost_modules(network):
     apply_fn, variables, base, _ = network
     names = unit_sites(apply_fn, variables, base)
@@ -280,7 +273,6 @@ def test_units_of_a_module_called_twice_and_of_integers():
     assert unit_sites(Net().apply, variables, x) == ["block/dense", "block/dense#2"]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_attribution_equals_patching_where_the_rest_is_linear():
     base, donor = normal(0, 6, 3), normal(1, 6, 3)
     exact = patch_units(Units().apply, {}, base, donor)
@@ -291,7 +283,19 @@ def test_attribution_equals_patching_where_the_rest_is_linear():
     assert rank_agreement(estimated, exact) == {"h": pytest.approx(1.0)}
 
 
-@pytest.mark.usefixtures("quick_compilation")
+def test_attribution_leaves_out_pairs_without_a_total_effect():
+    base, donor = normal(0, 6, 3), normal(1, 6, 3).at[:2].set(normal(0, 6, 3)[:2])
+    estimated = attribute(Units().apply, {}, base, donor)["h"]
+    others = attribute(Units().apply, {}, base[2:], donor[2:])["h"]
+    assert (estimated.skipped, others.skipped) == (2, 0)
+    assert jnp.isnan(estimated.mediated_fractions[:, :2]).all()
+    for of_all, of_others in [
+        (estimated.mediated_fractions[:, 2:], others.mediated_fractions),
+        (estimated.mediated_fraction.value, others.mediated_fraction.value),
+    ]:
+        np.testing.assert_allclose(of_all, of_others, rtol=1e-6)
+
+
 def test_attribution_is_the_limit_of_small_changes(network):
     apply_fn, variables, base, donor = network
     donor = base + 1e-2 * (donor - base)
@@ -334,7 +338,6 @@ def test_wrong_arguments_are_named(call, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_site_of_several_arrays_has_no_units(network):
     with pytest.raises(ValueError, match="site 'encoder': its output is not one array"):
         patch_units(*network, sites=["encoder"], readout=reconstruction)

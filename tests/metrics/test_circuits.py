@@ -13,8 +13,6 @@ from planted import changes, mlp_activations, mlp_params, normal
 from vaejax.estimates import bootstrap
 from vaejax.metrics import circuit_modularity, encoder_modularity
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NUM_LATENTS, DEAD = 4, 1
 LATENTS, VALUES = normal(0, 9, NUM_LATENTS), normal(1, NUM_LATENTS, 3)
 SIGNS = np.array([-1.0, 1.0], np.float32)
@@ -208,7 +206,6 @@ def test_encoder_analogue(params):
     )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_jit_vmap_and_chunks(params):
     def score(params, latents, chunk=None):
         return circuit_modularity(lambda z: sites(params, z), latents, VALUES, chunk=chunk)

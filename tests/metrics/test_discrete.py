@@ -20,8 +20,6 @@ from vaejax.metrics.discrete import ces_code_ablate, discrete_ces
 from vaejax.metrics.effect_strength import CALIBRATED_QUANTILES, ces_calibrated
 from vaejax.models import VQVAE, nearest
 
-quick = pytest.mark.usefixtures("quick_compilation")
-
 # Neither N nor N P is a multiple of the chunks below. Position 2 has one code, entry 4 is not used.
 N, P, K, DIM, SIZE = 13, 4, 6, 3, 10
 CONSTANT, UNUSED = 2, 4
@@ -80,7 +78,6 @@ def naive_swap(effect, codes):
     return result.mean(axis=0)
 
 
-@quick
 def test_swaps_of_a_linear_decoder_have_a_closed_form():
     embedding, _, codes = planted()
     result = swap_ces(decode_linear, embedding, codes, draws=K)
@@ -98,7 +95,6 @@ def test_swaps_of_a_linear_decoder_have_a_closed_form():
     assert result.l2.each[CONSTANT] == 0 < result.l2.each[0]
 
 
-@quick
 def test_ablations_of_a_linear_decoder_have_a_closed_form():
     embedding, encoded, codes = planted()
     result = ablate_ces(decode_linear, nearest, embedding, encoded)
@@ -121,7 +117,6 @@ def test_ablations_of_a_linear_decoder_have_a_closed_form():
     np.testing.assert_allclose(result.rms.each, expected / math.sqrt(SIZE), rtol=1e-5)
 
 
-@quick
 def test_all_four_are_found_by_naive_loops():
     embedding, encoded, codes = planted()
     expected = {"prequant": np.zeros((P, DIM)), "postquant": np.zeros((P, DIM))}
@@ -173,7 +168,6 @@ def test_a_swap_for_the_same_code_does_nothing_to_the_last_bit():
     assert jnp.isnan(constant.l2.active)
 
 
-@quick
 def test_random_swaps_are_drawn_from_the_other_codes_as_often_as_they_occur():
     # Codes 0 .. 3 in proportion 1 : 2 : 3 : 4; each pair of codes has an effect of its own.
     codes = jnp.repeat(jnp.arange(4), jnp.array([1, 2, 3, 4]) * 100)[:, None]
@@ -186,7 +180,6 @@ def test_random_swaps_are_drawn_from_the_other_codes_as_often_as_they_occur():
     assert other_key.l2.each != drawn.l2.each
 
 
-@quick
 def test_with_two_codes_a_random_swap_is_the_only_one_there_is():
     codes = np.random.default_rng(7).integers(0, 2, (9, 5))
     embedding = jnp.asarray(normal(8, 2, 3))
@@ -205,7 +198,6 @@ def test_with_two_codes_a_random_swap_is_the_only_one_there_is():
     np.testing.assert_allclose(exact.l2.high.each, expected, rtol=1e-5)
 
 
-@quick
 def test_swaps_of_several_positions_change_that_many():
     # Two codes and an output for each position: an effect is the root of how many have changed.
     codes = np.random.default_rng(7).integers(0, 2, (8, 6))
@@ -225,7 +217,6 @@ def test_swaps_of_several_positions_change_that_many():
     np.testing.assert_allclose(result.l2.each, math.sqrt(5), rtol=1e-6)
 
 
-@quick
 def test_the_positions_that_a_swap_takes_along_are_any_others():
     codes = np.random.default_rng(7).integers(0, 2, (50, 5))
     embedding = jnp.array([[0.0], [1.0]])
@@ -237,7 +228,6 @@ def test_the_positions_that_a_swap_takes_along_are_any_others():
         np.testing.assert_allclose(result.l2.each, expected, atol=0.03)
 
 
-@quick
 def test_intervals_are_those_of_other_examples():
     # Codes 0 and 1 are 1 apart, and output 1 of it is seen where the other position has code 1.
     codes = np.random.default_rng(7).integers(0, 2, (400, 2))
@@ -252,7 +242,6 @@ def test_intervals_are_those_of_other_examples():
     assert result.rms.low.max < result.rms.max < result.rms.high.max
 
 
-@quick
 def test_vmap_over_decoders_is_a_loop():
     embedding, _, codes = planted()
 
@@ -268,7 +257,6 @@ def test_vmap_over_decoders_is_a_loop():
         chex.assert_trees_all_close(one, run(gain), rtol=1e-5)
 
 
-@quick
 def test_quantiles_are_those_of_all_examples_and_effects_those_of_the_first():
     embedding, encoded, codes = planted()
     result = all_ces(decode_linear, nearest, embedding, encoded, continuous_examples=4)
@@ -279,7 +267,6 @@ def test_quantiles_are_those_of_all_examples_and_effects_those_of_the_first():
     np.testing.assert_allclose(result.postquant.per_latent, expected.ravel(), rtol=1e-5)
 
 
-@quick
 def test_memory_does_not_grow_with_the_number_of_swaps():
     def temporaries(draws):
         run = functools.partial(ces_code_swap, decode_linear, positions=2, draws=draws)
@@ -290,7 +277,6 @@ def test_memory_does_not_grow_with_the_number_of_swaps():
     assert temporaries(2000) - temporaries(20) <= 4 * P * 1980
 
 
-@quick
 def test_a_real_model_goes_through_its_own_quantisation():
     encoder = nn.Sequential([nn.Dense(4 * 3), lambda h: h.reshape(-1, 4, 3)])
     decoder = nn.Sequential([lambda q: q.reshape(-1, 4 * 3), nn.Dense(5)])

@@ -23,7 +23,7 @@ from vaejax.metrics import (
 )
 
 # 37 * 5 * 3 interventions: no multiple of any chunk below but 1 and 5.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_EXAMPLES, NUM_LATENTS, DEAD = 37, 5, 2
 OUTPUT_SHAPE = (6, 7, 3)
 VALUES = np.array([-2.0, 0.5, 1.0], np.float32)

@@ -29,7 +29,6 @@ def read(image):
     return jnp.sin(image @ READ)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_one_pass_is_five():
     active, key = jnp.array([True, True, False, True]), jax.random.key(1)
     options = {"active": active, "key": key, "chunk": 4}

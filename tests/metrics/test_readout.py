@@ -17,8 +17,6 @@ from vaejax.metrics.readout import FactorReadout, train_readout
 
 FACTORS = (Factor("side", 3, categorical=True), Factor("light", 5), Factor("nothing", 1))
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @flax.struct.dataclass
 class Bars:

@@ -12,8 +12,6 @@ from planted import changes, mlp, mlp_params, normal
 
 from vaejax.metrics import specificity_factor, specificity_pixel
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NUM_LATENTS, DEAD, SHAPE = 4, 1, (3, 2, 2)
 VALUES = normal(0, NUM_LATENTS, 3)
 LATENTS = normal(1, 11, NUM_LATENTS)
@@ -122,7 +120,6 @@ def test_active_mask():
     assert jnp.isnan(score(jnp.array([False, False, True])))  # the only active one is dead
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("specificity", [specificity_pixel, specificity_factor])
 def test_jit_vmap_and_chunks(params, specificity):
     def score(params, latents, chunk):

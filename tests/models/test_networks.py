@@ -13,8 +13,6 @@ from vaejax.models import ConvDecoder, ConvEncoder, Discriminator
 from vaejax.models.layers import Conv, Dense, leaky_relu, relu
 from vaejax.zoo import Network, recipe
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Locatello et al. (2019), table 1, at 64x64x1 with 10 latents.
 ENCODER = {
     "conv_1": (4, 4, 1, 32),

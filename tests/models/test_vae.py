@@ -9,8 +9,6 @@ from scipy import special, stats
 from vaejax import Gaussian, Normal
 from vaejax.models import VAE, Discriminator, FactorVAE, MLPDecoder, MLPEncoder, reparameterize
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ENCODER = MLPEncoder(latent_dim=3, hidden=(8,))
 DECODER = MLPDecoder(output_shape=(2, 3), hidden=(8, 4))
 MODEL = VAE(ENCODER, DECODER)

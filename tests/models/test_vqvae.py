@@ -16,8 +16,6 @@ from vaejax.models import (
     update_codebook,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Images of 8x12 and a grid of 4x6 codes.
 ENCODER, DECODER = GridEncoder(3, (4,), (2,)), GridDecoder((8, 12, 1), (), 5)
 MODEL = VQVAE(ENCODER, DECODER, codebook_size=7, code_dim=3)

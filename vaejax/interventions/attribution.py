@@ -13,7 +13,7 @@ from flax import struct
 
 from vaejax.chunking import even_chunk, map_chunks
 from vaejax.estimates import Estimate, estimate_means
-from vaejax.interventions.edits import By, add, unit_ids
+from vaejax.interventions.edits import By, add, sum_units
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import (
     TAU,
@@ -131,24 +131,27 @@ def _attribute(
     shapes = shapes_of(names, apply_fn, variables, take(base, jnp.arange(chunk)))
     zeros = {site: jnp.zeros(shape.shape, shape.dtype) for site, shape in shapes.items()}
     plain = intervene(apply_fn, {}, record=names)
-    steered = intervene(apply_fn, dict.fromkeys(names, add))
+    steered = intervene(apply_fn, dict.fromkeys(names, add), record=names)
 
     def run(rows: jax.Array) -> dict[str, jax.Array]:
         inputs = take(base, rows)
-        before, activations = plain(variables, {}, inputs)
         after, donated = plain(variables, {}, take(donor, rows))
-        before = read(readout, before)
+
+        def steer(steering: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            output, activations = steered(variables, steering, inputs)
+            return read(readout, output), activations
+
+        before, derivative, activations = jax.vjp(steer, zeros, has_aux=True)
         total = read(readout, after) - before
-
-        def mediated(steering: dict[str, jax.Array]) -> jax.Array:
-            output, _ = steered(variables, steering, inputs)
-            return mediated_fractions(read(readout, output) - before, total, tau).sum()
-
-        gradient = jax.grad(mediated)(zeros)
-        return {
-            site: _sum_units((donated[site] - activations[site]) * gradient[site], by)
+        # Of the total effect itself, which is 1 or NaN, and its derivative by the effect.
+        whole, of_effect = jax.vjp(lambda effect: mediated_fractions(effect, total, tau), total)
+        (gradient,) = derivative(*of_effect(jnp.ones_like(whole)))
+        skipped = jnp.isnan(whole)[:, None]
+        fractions = {
+            site: sum_units((donated[site] - activations[site]) * gradient[site], by)
             for site in names
         }
+        return jax.tree.map(lambda found: jnp.where(skipped, jnp.nan, found), fractions)
 
     return map_chunks(run, count_examples(base), chunk)
 
@@ -165,10 +168,3 @@ def _summarise(fractions: dict[str, jax.Array], key: jax.Array | None) -> dict[s
         )
         for site, of_site in fractions.items()
     }
-
-
-def _sum_units(values: jax.Array, by: By) -> jax.Array:
-    """Sums `[B, ...]` over the elements of each unit: `[B, S]`."""
-    ids = unit_ids(values.shape[1:], by)
-    flat = values.reshape(len(values), -1).T
-    return jax.ops.segment_sum(flat, ids.reshape(-1), num_segments=int(ids.max()) + 1).T

@@ -143,6 +143,17 @@ def num_units(shape: tuple[int, ...], by: By = "channel") -> int:
     return int(unit_ids(shape, by).max()) + 1
 
 
+def sum_units(values: jax.Array, by: By = "channel") -> jax.Array:
+    """Sums over the elements of each unit: `[B, ..., C]` to `[B, S]`, see `unit_ids`.
+
+    >>> print(sum_units(jnp.ones((1, 2, 3)), by="position"))
+    [[3. 3.]]
+    """
+    rows = values.reshape(len(values), -1, values.shape[-1] if values.ndim > 1 else 1)
+    over = {"channel": (1,), "position": (2,), "element": (), "site": (1, 2)}[by]
+    return rows.sum(over).reshape(len(values), -1)
+
+
 def unit_mask(shape: tuple[int, ...], units: Any, by: By = "channel") -> jax.Array:
     """The mask of some units of a site, for the edits that take one.
 

@@ -81,9 +81,9 @@ def mediate(
 ) -> Mediation:
     """Splits the effect of a change of the input into what goes through components and what not.
 
-    Four passes for each pair, all through one compiled program, so that the identities hold to the
-    last bit where nothing is patched: the empty set has NIE = 0, and `corrupted = clean` has no
-    effect. Works under `jit`, and under `vmap` over masks or over variables.
+    Four passes for each pair. The identities hold to the last bit where a patch changes nothing:
+    the empty set has NIE = 0, and `corrupted = clean` has no effect. Works under `jit`, and under
+    `vmap` over masks, which share two of the passes, or over variables.
 
     Args:
       apply_fn: The network: `apply_fn(variables, inputs) -> output`; give the same function again
@@ -154,26 +154,39 @@ def _four_worlds(
     chunk: int,
 ) -> jax.Array:
     """`Y(x), Y(x~), Y(x; C <- C(x~)), Y(x~; C <- C(x))`: `[4, N, F]`."""
-    patched = intervene(apply_fn, dict.fromkeys(masks, swap), record=masks)
-    shapes = shapes_of(masks, apply_fn, variables, take(clean, jnp.arange(chunk)))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    patching = jnp.array([False, False, True, True])
+    shapes_of(masks, apply_fn, variables, take(clean, jnp.arange(chunk)))
+    plain = intervene(apply_fn, {}, record=masks)
+    patched = intervene(apply_fn, dict.fromkeys(masks, swap))
+
+    def world(inputs: Any) -> tuple[jax.Array, dict[str, Any]]:
+        output, activations = plain(variables, {}, inputs)
+        return read(readout, output), activations
+
+    def patched_world(of_world: tuple[Any, ...]) -> jax.Array:
+        inputs, unpatched, own, others = of_world
+        values = {site: (mask, others[site]) for site, mask in masks.items()}
+        output, _ = patched(variables, values, inputs)
+        # A patch that changes nothing has no effect, not even of rounding in another program.
+        changed = _differ(masks, own, others, len(unpatched))
+        return jnp.where(changed[:, None], read(readout, output), unpatched)
 
     def run(rows: jax.Array) -> jax.Array:
+        # The two worlds that nothing is patched in depend on no mask: under `vmap` over masks they
+        # are computed once.
         pair = take(clean, rows), take(corrupted, rows)
-
-        def world(donors: tuple[Any, Any], step: tuple[Any, jax.Array]) -> Any:
-            other, donor = donors
-            inputs, patch = step
-            values = {site: (mask & patch, donor[site]) for site, mask in masks.items()}
-            output, activations = patched(variables, values, inputs)
-            # After the clean and the corrupted world, whose activations are kept in this order, the
-            # patched clean world takes its donors from the corrupted one, and then the reverse.
-            kept = jax.tree.map(lambda a, b: jnp.where(patch, a, b), other, activations)
-            return (donor, kept), read(readout, output)
-
-        inputs = jax.tree.map(lambda x, y: jnp.stack([x, y, x, y]), *pair)
-        _, outputs = lax.scan(world, (nothing, nothing), (inputs, patching))
-        return jnp.moveaxis(outputs, 0, 1)
+        inputs = jax.tree.map(lambda x, y: jnp.stack([x, y]), *pair)
+        outputs, own = lax.map(world, inputs)
+        others = jax.tree.map(lambda leaf: leaf[::-1], own)
+        mixed = lax.map(patched_world, (inputs, outputs, own, others))
+        return jnp.moveaxis(jnp.concatenate([outputs, mixed]), 0, 1)
 
     return jnp.moveaxis(map_chunks(run, count_examples(clean), chunk), 0, 1)
+
+
+def _differ(masks: dict[str, Any], a: dict[str, Any], b: dict[str, Any], total: int) -> jax.Array:
+    """In which of the examples any unit in the masks differs between two records: `[total]`."""
+    found = jnp.zeros(total, bool)
+    for site, mask in masks.items():
+        for x, y in zip(jax.tree.leaves(a[site]), jax.tree.leaves(b[site]), strict=True):
+            found |= jnp.any((mask & (x != y)).reshape(total, -1), axis=1)
+    return found

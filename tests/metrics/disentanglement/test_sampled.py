@@ -22,8 +22,6 @@ from vaejax.metrics.disentanglement import sampled
 from vaejax.metrics.disentanglement import sets as image_sets
 from vaejax.metrics.disentanglement.sampled import beta_vae_score, factor_vae_score
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = (3, 4, 5)
 METRICS = pytest.mark.parametrize("metric", [factor_vae_score, beta_vae_score])
 POOL = pytest.mark.parametrize("pool", [None, 100])
