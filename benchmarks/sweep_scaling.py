@@ -58,8 +58,8 @@ def main() -> None:
         growth, workers = _sweeps(args.rounds)
         fit = common.linear_fit([r["runs"] for r in growth], [r["seconds"] for r in growth])
         further |= {"growth": growth, "fit": [fit], "workers": workers}
-        plot.cost("sweep_scaling", "runs", growth, fit)
-    common.report("sweep_scaling", rows, (), **further)
+        plot.cost(f"sweep_scaling_{args.preset}", "runs", growth, fit)
+    common.report(f"sweep_scaling_{args.preset}", rows, (), **further)
 
 
 def _stages(preset: Preset, rounds: int) -> list[common.Row]:
@@ -69,7 +69,8 @@ def _stages(preset: Preset, rounds: int) -> list[common.Row]:
     began = time.perf_counter()
     readout = readouts.get(jobs.groups(runs.grid(preset))[0][0].source(), preset, None, quiet)
     rows: list[common.Row] = [{"case": "read-out", "seconds": time.perf_counter() - began}]
-    trainings, row_of = {}, {}
+    trainings: dict[str, Callable[[], float]] = {}
+    row_of: dict[str, common.Row] = {}
     for run, *_ in jobs.groups(runs.grid(preset)):
         source, recipe = run.source(), run.recipe()
         states = vaejax.init(recipe, source.image_shape, jax.random.key(0)[None])

@@ -35,7 +35,7 @@ def show(preset: Preset, shard: tuple[int, int] = (1, 1)) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     total = 0.0
     for job in todo:
-        parameters, flops = _cost(job[0])
+        parameters, flops = cost(job[0])
         seconds = len(job) * preset.steps * flops / (peak * _EFFICIENCY)
         total += seconds
         models = list(dict.fromkeys(run.model for run in job))
@@ -53,7 +53,7 @@ def show(preset: Preset, shard: tuple[int, int] = (1, 1)) -> None:
     )
 
 
-def _cost(run: runs.Run) -> tuple[int, float]:
+def cost(run: runs.Run) -> tuple[int, float]:
     """Parameters of a run's model, and floating-point operations of one training step."""
     recipe, source = run.recipe(), run.source()
     state = abstract_state(recipe, source.image_shape)

@@ -35,7 +35,7 @@ def test_areas_are_those_of_the_published_shapes(shape):
     assert tuple(render_all(factors).sum((1, 2, 3)).astype(int)) == COUNTS[shape]
 
 
-def test_mean_over_the_whole_set():
+def test_mean_over_the_whole_set(optimized):
     # Every image is drawn, a thousand at a time: the count is exact, and no subset's would be.
     def count(index):
         factors = jnp.stack(jnp.unravel_index(index, SIZES), axis=-1)

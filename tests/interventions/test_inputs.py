@@ -199,16 +199,8 @@ def test_factor_changes_equal_a_plain_loop_and_average_to_the_effects():
     )
 
 
-@pytest.fixture
-def full_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize("chunk", [5, 12])
-def test_equal_images_give_exactly_no_effect(full_compilation, chunk):
+def test_equal_images_give_exactly_no_effect(optimized, chunk):
     """Also where XLA fuses: the encoder ends in a multiplication."""
     weight, gain = normal(2, 6, 320), normal(3, 8, 8, 5)
 
