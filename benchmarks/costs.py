@@ -5,10 +5,10 @@
 
 The first leaves what the runs take here. A step of training elsewhere is extrapolated to take
 `max(operations / (peak x share), kernels x launch)`. Operations and kernels are counted in the
-compiled program of the step; `peak` is the data sheet's; `share`, what matrices this small reach of
-it, and `launch` are assumptions, below. Jobs are dealt to the workers of a machine as the sweep does
-it, and the worker with most to do counts. Measuring is taken to be no faster than here, by a process
-on each host: an upper bound.
+compiled program of the step; `peak` is the data sheet's; `share`, what matrices this small reach
+of it, and `launch` are assumptions, below. Jobs are dealt to the workers of a machine as the sweep
+does it, and the worker with most to do counts. Measuring is taken to be no faster than here, by a
+process on each host: an upper bound.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Machine:
 
 
 # H100 SXM: 67 TFLOP/s in float32, 495 in TensorFloat-32 (dense). TPUs multiply bfloat16: v2 in 22.5
-# TFLOP/s a core, v5e in 197 a chip; a float32 product takes six of these. Layers of 32 to 64 channels
-# fill a quarter to a half of the 128 columns of a TPU's matrix unit, and about half of that may be
-# lost to memory; a GPU's float32 units know no such width.
+# TFLOP/s a core, v5e in 197 a chip; a float32 product takes six of these. Layers of 32 to 64
+# channels fill a quarter to a half of the 128 columns of a TPU's matrix unit, and about half of
+# that may be lost to memory; a GPU's float32 units know no such width.
 MACHINES = (
     Machine("H100, float32", 1, 1, 67e12, 0.2, 4e-6),
     Machine("H100, tensorfloat32", 1, 1, 495e12, 0.1, 4e-6),
@@ -119,9 +119,10 @@ def _elsewhere(
     machine: Machine, preset: Preset, steps: dict[str, common.Row], measuring: float
 ) -> common.Row:
     busy, grid = [0.0] * machine.workers, runs.grid(preset)
-    programs = {run.program()[1]: steps[run.model] for run in grid if run.model in steps}
+    # Models that differ in a number train in the program of the first of them.
+    first = {run.model: job[0].model for job in jobs.groups(grid) for run in job}
     for i, job in enumerate(jobs.split(grid, machine.workers)):
-        step = programs[job[0].program()[1]]
+        step = steps[first[job[0].model]]
         compute = len(job) * step["GFLOP per step"] * 1e9 / (machine.peak * machine.share)
         launches = step["kernels per step"] * machine.launch
         busy[i % machine.workers] += preset.steps * max(compute, launches) / 3600

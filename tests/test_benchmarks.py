@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import vaejax
-from benchmarks import common, reference
+from benchmarks import common, costs, precision, reference
 from benchmarks.common import Case, Goal
+from experiments import jobs, runs
+from experiments.presets import PRESETS
 
 
 def of_seconds(*seconds):
@@ -111,3 +113,51 @@ def test_a_suffix_begins_after_its_site(variables):
     of_layer = reference.flops(variables[1])
     assert reference.suffix_flops(variables[1], "decoder/up_3") == of_layer["decoder/up_4"]
     assert reference.suffix_flops(variables[1], reference.SITES[-1]) == 0
+
+
+@pytest.mark.parametrize(("bits", "error"), [(23, 0), (10, 2**-10), (7, 2**-7)])
+def test_both_factors_of_a_product_are_rounded(bits, error):
+    model = vaejax.models.layers.Dense(1)
+    image, kernel = jnp.array([[1 + 2**-11 + 2**-8]]), jnp.array([[1 + 2**-12 + 2**-9]])
+    variables = {"params": {"kernel": kernel, "bias": jnp.array([2.0**-20])}}
+    rounded = [float(jax.lax.reduce_precision(x, 8, bits)[0, 0]) for x in (image, kernel)]
+    found = float(precision._rounded(model, bits, (), variables, image)[0, 0])
+    assert found == pytest.approx(np.prod(rounded) + 2**-20, rel=1e-7)
+    exact = float(image[0, 0] * kernel[0, 0]) + 2**-20
+    assert abs(found - exact) <= 2 * error
+    assert (found == pytest.approx(exact, rel=1e-7)) == (bits == 23)
+
+
+def test_a_machine_takes_as_long_as_its_busiest_worker():
+    preset = PRESETS["paper"]
+    grid = runs.grid(preset)
+    models = {job[0].model for job in jobs.groups(grid)}
+    # A run's step takes 2 s of computing on a worker, or 3 s of launching for a whole program.
+    step = {"GFLOP per step": 2.0, "kernels per step": 3}
+    machine = costs.Machine("", workers=1, hosts=2, peak=4e9, share=0.25, launch=1.0)
+    row = costs._elsewhere(machine, preset, dict.fromkeys(models, step), measuring=8.0)
+    seconds = sum(max(2 * len(job), 3) for job in jobs.groups(grid))
+    assert row["training, h"] == pytest.approx(seconds * preset.steps / 3600)
+    assert row["measuring, h"] == 4.0
+    # 90 single runs on 64 workers: two in turn on the busiest.
+    many = costs.Machine("", workers=64, hosts=2, peak=4e9, share=0.25, launch=1.0)
+    row = costs._elsewhere(many, preset, dict.fromkeys(models, step), measuring=8.0)
+    assert row["training, h"] == pytest.approx(2 * 3 * preset.steps / 3600)
+
+
+def test_kernels_are_counted_in_the_largest_loop():
+    program = """
+%body.1 (p: f32[]) -> f32[] {
+  %a = f32[] fusion(%p), kind=kLoop
+  %b = f32[] dot(%a, %a)
+  ROOT %c = f32[] copy(%b)
+}
+%fused (p: f32[]) -> f32[] {
+  %r = f32[] reduce(%p)
+}
+ENTRY %main (p: f32[]) -> f32[] {
+  %x = f32[] fusion(%p), kind=kLoop
+  ROOT %w = f32[] while(%x), condition=%cond, body=%body.1
+}
+"""
+    assert costs._kernels(program) == 2
