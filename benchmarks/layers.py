@@ -1,4 +1,4 @@
-"""Where the time of the decoder goes: each layer alone, beside the bare matrix product in it.
+"""Where the time goes: each layer of the decoder alone, and each product of a training step.
 
     python -m benchmarks.layers
 
@@ -7,12 +7,16 @@ The layers of the reference network's decoder, on as many examples at once as in
 same of the product that the layer contains, alone. The rest is what puts the product's rows
 together to an image (on a CPU a transposed convolution is one product and a sum of four shifted
 parts of it), the bias and the activation. `share` is that of the time of all layers.
+
+Then, with a whole batch as in training, the three products of every convolution: forward, and
+backward by its input and by its kernel.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +24,14 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.common import Case
-from benchmarks.reference import SITES, Reference, flops, reference
+from benchmarks.reference import BATCH, SITES, Reference, flops, reference
 from vaejax.chunking import resolve_chunk
-from vaejax.convolution import conv_transpose
+from vaejax.convolution import conv, conv_transpose
 
-CALLS = 200  # per repetition, in one program
+CALLS = 200  # of a layer of the decoder per repetition, in one program
+STEPS = 10  # of training, likewise
 
-Layer = Callable[[jax.Array], jax.Array]
+Layer = Callable[[Any], jax.Array]
 
 
 def main() -> None:
@@ -48,7 +53,47 @@ def main() -> None:
     spent = np.array([1 / row["examples/s"] for row in layers])
     for row, product, share in zip(layers, products, spent / spent.sum(), strict=True):
         row |= {"product, of the floor": product, "share": float(share)}
-    common.report("layers", layers)
+    training = common.compare(_training(network), "examples", args.rounds)
+    spent = np.array([1000 * BATCH / row["examples/s"] for row in training])
+    for row, ms in zip(training, spent, strict=True):
+        row |= {"ms": float(ms), "share": float(ms / spent.sum())}
+    common.report("layers", layers, training=training)
+
+
+def _training(network: Reference) -> dict[str, Case]:
+    """The products of the convolutions of a training step, by the layer and what they are for."""
+    cases = {}
+    for site in SITES:
+        part, _, layer = site.partition("/")
+        if layer.startswith(("conv", "up")):
+            kernel = network.variables["params"][part][layer]["kernel"]
+            work = STEPS * BATCH
+            for what, (product, given) in _products(layer, kernel).items():
+                timed = _timed(product, given, STEPS)
+                cases[f"{site}: {what}"] = Case(timed, work, work * flops(network.variables)[site])
+    return cases
+
+
+def _products(layer: str, kernel: jax.Array) -> dict[str, tuple[Layer, Any]]:
+    """Forward, and backward by the input and by the kernel; each with what it is given."""
+    decodes, number = layer.startswith("up"), int(layer[-1])
+    convolve = conv_transpose if decodes else conv
+    side = 4 * 2 ** (number - 1) if decodes else 128 // 2**number
+    x = jnp.ones((BATCH, side, side, kernel.shape[2]))
+    y = jnp.ones(jax.eval_shape(convolve, x, kernel).shape)
+
+    def by_input(y: jax.Array) -> Any:
+        return jax.linear_transpose(lambda x: convolve(x, kernel), x)(y)[0]
+
+    def by_kernel(pair: tuple[jax.Array, jax.Array]) -> Any:
+        x, y = pair
+        return jax.linear_transpose(lambda kernel: convolve(x, kernel), kernel)(y)[0]
+
+    return {
+        "forward": (lambda x: convolve(x, kernel), x),
+        "by input": (by_input, y),
+        "by kernel": (by_kernel, (x, y)),
+    }
 
 
 def _layer(network: Reference, site: str) -> tuple[Layer, Layer, jax.Array]:
@@ -65,17 +110,18 @@ def _layer(network: Reference, site: str) -> tuple[Layer, Layer, jax.Array]:
     return lambda x: jax.nn.relu(conv_transpose(x, kernel) + bias), lambda x: x @ rows, x
 
 
-def _timed(layer: Layer, x: jax.Array) -> Callable[[], float]:
+def _timed(layer: Layer, x: Any, calls: int = CALLS) -> Callable[[], float]:
     """The layer many times in a row, each on an input that follows from the last output."""
 
     @jax.jit
-    def repeated(x: jax.Array) -> jax.Array:
+    def repeated(x: Any) -> jax.Array:
         def again(_: int, scale: jax.Array) -> jax.Array:
             # Or XLA would compute no more than the number that is looked at.
-            output = jax.lax.optimization_barrier(layer(scale * x))
+            scaled = jax.tree.map(lambda leaf: scale * leaf, x)
+            output = jax.lax.optimization_barrier(layer(scaled))
             return 1 + 1e-20 * output.ravel()[0]
 
-        return jax.lax.fori_loop(0, CALLS, again, jnp.ones(()))
+        return jax.lax.fori_loop(0, calls, again, jnp.ones(()))
 
     return lambda: common.seconds(lambda: repeated(x))
 

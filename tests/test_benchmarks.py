@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vaejax
-from benchmarks import common, costs, precision, reference
+from benchmarks import common, costs, layers, precision, reference
 from benchmarks.common import Case, Goal
 from experiments import jobs, runs
 from experiments.presets import PRESETS
@@ -161,3 +161,13 @@ ENTRY %main (p: f32[]) -> f32[] {
 }
 """
     assert costs._kernels(program) == 2
+
+
+@pytest.mark.parametrize("layer", ["conv_4", "up_1"])
+def test_the_products_of_a_layer_are_each_others_adjoints(layer):
+    kernel = jax.random.normal(jax.random.key(0), (4, 4, 3, 5))
+    products = layers._products(layer, kernel)
+    (forward, x), (by_input, y), (by_kernel, pair) = products.values()
+    expected = jnp.vdot(forward(x), y)
+    np.testing.assert_allclose(jnp.vdot(by_input(y), x), expected, rtol=1e-4)
+    np.testing.assert_allclose(jnp.vdot(by_kernel(pair), kernel), expected, rtol=1e-4)

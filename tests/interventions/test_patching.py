@@ -327,6 +327,7 @@ def test_rank_agreement_is_signed_and_undefined_without_variation():
         (lambda x: patch_units(Units().apply, {}, x, x, sites=["g"]), "unknown site 'g'.*of h"),
         (lambda x: patch_units(Units().apply, {}, x, x[:1]), r"one N.*\[2, 3\], \[1, 3\]"),
         (lambda x: patch_units(Units().apply, {}, x, x, by="row"), "by to be one of.*'row'"),
+        (lambda x: attribute(Units().apply, {}, x, x, by="row"), "by to be one of.*'row'"),
         (lambda x: patch_units(Units().apply, {}, x, x, chunk=0), "chunk >= 1, got 0"),
         (lambda x: ablate_units(Units().apply, {}, x, "noise"), "one of zero, mean.*'noise'"),
         (lambda x: attribute(Units().apply, {}, x, x, sites=["g"]), "unknown site 'g'"),

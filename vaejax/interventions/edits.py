@@ -127,8 +127,7 @@ def unit_ids(shape: tuple[int, ...], by: By = "channel") -> np.ndarray:
       [[0 0 0]
        [1 1 1]]
     """
-    if by not in get_args(By):
-        raise ValueError(f"expected by to be one of {', '.join(get_args(By))}, got {by!r}")
+    _check_by(by)
     elements = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
     if by == "element":
         return elements
@@ -136,6 +135,11 @@ def unit_ids(shape: tuple[int, ...], by: By = "channel") -> np.ndarray:
         return np.zeros_like(elements)
     channels = shape[-1] if shape else 1
     return np.asarray(elements % channels if by == "channel" else elements // channels, np.int32)
+
+
+def _check_by(by: By) -> None:
+    if by not in get_args(By):
+        raise ValueError(f"expected by to be one of {', '.join(get_args(By))}, got {by!r}")
 
 
 def num_units(shape: tuple[int, ...], by: By = "channel") -> int:
@@ -149,6 +153,7 @@ def sum_units(values: jax.Array, by: By = "channel") -> jax.Array:
     >>> print(sum_units(jnp.ones((1, 2, 3)), by="position"))
     [[3. 3.]]
     """
+    _check_by(by)
     rows = values.reshape(len(values), -1, values.shape[-1] if values.ndim > 1 else 1)
     over = {"channel": (1,), "position": (2,), "element": (), "site": (1, 2)}[by]
     return rows.sum(over).reshape(len(values), -1)
