@@ -23,6 +23,7 @@ from benchmarks.reference import (
     reference,
     torch_peer,
 )
+from vaejax.estimates import estimate_means
 from vaejax.interventions import Attribution, attribute
 
 STEPS = 200
@@ -37,11 +38,15 @@ def main() -> None:
         found = _attribution(network)
         pairs = len(network.clean)
         units = pairs * sum(len(of_site.mediated_fractions) for of_site in found.values())
+        fractions = {site: of_site.mediated_fractions.T for site, of_site in found.items()}
         # Two passes, and one back with regard to activations alone.
         needed = 3 * pairs * sum(flops(network.variables).values())
         cases = {
             "vaejax attribution": Case(
                 lambda: common.seconds(lambda: _attribution(network)), units, needed
+            ),
+            "vaejax intervals alone": Case(
+                lambda: common.seconds(lambda: estimate_means(fractions)), units
             ),
             "vaejax exact": Case(lambda: common.seconds(lambda: sweep(network)), units),
         }

@@ -6,9 +6,10 @@
 The first leaves what the runs take here. A step of training elsewhere is extrapolated to take
 `max(operations / (peak x share), kernels x launch)`. Operations and kernels are counted in the
 compiled program of the step; `peak` is the data sheet's; `share`, what matrices this small reach
-of it, and `launch` are assumptions, below. Jobs are dealt to the workers of a machine as the sweep
-does it, and the worker with most to do counts. Measuring is taken to be no faster than here, by a
-process on each host: an upper bound.
+of it, and `launch` are assumptions, below. A process divides the operations of a program over its
+devices, but each of them launches all kernels; programs are dealt to processes as `--shard` does
+it, and the process with most to do counts. Measuring is taken to be no faster than here: an upper
+bound.
 """
 
 from __future__ import annotations
@@ -18,26 +19,21 @@ import dataclasses
 import json
 import re
 import sys
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from benchmarks import common
 from experiments import jobs, runs
-from experiments.estimate import cost
+from experiments.estimate import cost, lower
 from experiments.presets import PRESETS, Preset
-from vaejax.training import abstract_state, train
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where jobs are done at once by equal workers, each with one device.
+    """Where equal processes do jobs of their own, each over all devices of its host.
 
     Attributes:
       name: With the precision of products.
-      workers: Devices, each of which does jobs of its own.
-      hosts: Processes that measure.
+      workers: Processes, which train and measure.
+      devices: Of each.
       peak: Operations per second of one device in products of that precision, by its data sheet.
       share: Of the peak, as assumed.
       launch: Seconds of a kernel that has next to nothing to do, as assumed.
@@ -45,7 +41,7 @@ class Machine:
 
     name: str
     workers: int
-    hosts: int
+    devices: int
     peak: float
     share: float
     launch: float
@@ -58,12 +54,12 @@ class Machine:
 MACHINES = (
     Machine("H100, float32", 1, 1, 67e12, 0.2, 4e-6),
     Machine("H100, tensorfloat32", 1, 1, 495e12, 0.1, 4e-6),
-    Machine("TPU v2-8, float32", 8, 1, 22.5e12 / 6, 0.15, 2e-6),
-    Machine("TPU v2-8, bfloat16", 8, 1, 22.5e12, 0.15, 2e-6),
-    Machine("TPU v5e-8, float32", 8, 1, 197e12 / 6, 0.15, 2e-6),
-    Machine("TPU v5e-8, bfloat16", 8, 1, 197e12, 0.15, 2e-6),
-    Machine("64 chips of TPU v5e, float32", 64, 8, 197e12 / 6, 0.15, 2e-6),
-    Machine("64 chips of TPU v5e, bfloat16", 64, 8, 197e12, 0.15, 2e-6),
+    Machine("TPU v2-8, float32", 1, 8, 22.5e12 / 6, 0.15, 2e-6),
+    Machine("TPU v2-8, bfloat16", 1, 8, 22.5e12, 0.15, 2e-6),
+    Machine("TPU v5e-8, float32", 1, 8, 197e12 / 6, 0.15, 2e-6),
+    Machine("TPU v5e-8, bfloat16", 1, 8, 197e12, 0.15, 2e-6),
+    Machine("eight TPU v5e-8, float32", 8, 8, 197e12 / 6, 0.15, 2e-6),
+    Machine("eight TPU v5e-8, bfloat16", 8, 8, 197e12, 0.15, 2e-6),
 )
 
 
@@ -88,12 +84,7 @@ def main() -> None:
 
 def _step(job: jobs.Job) -> common.Row:
     """What a step of one run of a program is made of."""
-    recipe, source = job[0].recipe(), job[0].source()
-    state = abstract_state(recipe, source.image_shape)
-    states = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), state)
-    hyper = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in job[0].hyper()}
-    # Two, or there would be no loop.
-    program: Any = train.lower(recipe, source, states, hyper, steps=2).compile().as_text()
+    program = lower(job[0], steps=2).compile().as_text()  # two, or there would be no loop
     return {
         "case": job[0].model,
         "GFLOP per step": cost(job[0])[1] / 1e9,
@@ -123,13 +114,14 @@ def _elsewhere(
     first = {run.model: job[0].model for job in jobs.groups(grid) for run in job}
     for i, job in enumerate(jobs.split(grid, machine.workers)):
         step = steps[first[job[0].model]]
-        compute = len(job) * step["GFLOP per step"] * 1e9 / (machine.peak * machine.share)
+        compute = len(job) * step["GFLOP per step"] * 1e9
+        compute /= machine.devices * machine.peak * machine.share
         launches = step["kernels per step"] * machine.launch
         busy[i % machine.workers] += preset.steps * max(compute, launches) / 3600
     return {
         "case": machine.name,
         "training, h": max(busy),
-        "measuring, h": measuring / machine.hosts,
+        "measuring, h": measuring / machine.workers,
     }
 
 

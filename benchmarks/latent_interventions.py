@@ -55,9 +55,9 @@ def _compared(network: Reference, peer: Peer | None, rounds: int) -> list[common
     variables, z = network.variables, _latents(EXAMPLES)
     many = len(z) * z.shape[1] * len(VALUES)
     work: dict[str, Any] = {"work": many, "flops": many * suffix_flops(variables, "encoder/mean")}
-    stages = common.stages(_images, network, z)
+    stages = common.stages(images, network, z)
     cases = {
-        "vaejax": Case(lambda: common.seconds(lambda: _images(network, z)), **work, stages=stages),
+        "vaejax": Case(lambda: common.seconds(lambda: images(network, z)), **work, stages=stages),
         "vaejax ces_fixed": Case(lambda: common.seconds(lambda: _ces(network, z)), **work),
         "JAX, no jit, one by one": Case(lambda: _loop(network, z), work=LOOPED),
     }
@@ -65,7 +65,7 @@ def _compared(network: Reference, peer: Peer | None, rounds: int) -> list[common
         settings = _settings(z)
         np.save(peer.folder / "latents.npy", np.asarray(settings))
         file = {"latents": str(peer.folder / "latents.npy")}
-        check_equal(_images(network, z), peer.array("decode", chunk=many, **file), "images")
+        check_equal(images(network, z), peer.array("decode", chunk=many, **file), "images")
         best = min(BATCHES, key=lambda size: _decode(peer, file, size, repeats=3))
         cases["PyTorch"] = Case(lambda: _decode(peer, file, best), **work)
         cases["PyTorch, one batch"] = Case(lambda: _decode(peer, file, many), **work)
@@ -110,7 +110,8 @@ def _settings(z: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _images(network: Reference, z: jax.Array) -> jax.Array:
+def images(network: Reference, z: jax.Array) -> jax.Array:
+    """Of all interventions on the latents `z` of some examples."""
     settings = _settings(z)
 
     def decode(rows: jax.Array) -> Any:

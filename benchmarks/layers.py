@@ -68,7 +68,10 @@ def _training(network: Reference) -> dict[str, Case]:
         if layer.startswith(("conv", "up")):
             kernel = network.variables["params"][part][layer]["kernel"]
             work = STEPS * BATCH
-            for what, (product, given) in _products(layer, kernel).items():
+            products = _products(layer, kernel)
+            if site == SITES[0]:
+                del products["by input"]  # the gradient in the images, which nobody needs
+            for what, (product, given) in products.items():
                 timed = _timed(product, given, STEPS)
                 cases[f"{site}: {what}"] = Case(timed, work, work * flops(network.variables)[site])
     return cases

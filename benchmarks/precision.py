@@ -26,16 +26,16 @@ from jax import lax
 
 from benchmarks import common
 from benchmarks.common import Case
-from benchmarks.reference import Reference, reference, suffix_flops
+from benchmarks.latent_interventions import images
+from benchmarks.reference import SITES, Reference, reference, suffix_flops
 from vaejax import intervene, metrics
-from vaejax.chunking import map_chunks, resolve_chunk
 from vaejax.interventions import mediate, patch_units
 
 STEPS = 200
 PAIRS = 8
 SETTINGS = {"float32": 23, "tensorfloat32": 10, "bfloat16": 7}  # bits of the mantissa
-ENCODED = ("encoder/conv_1", "encoder/conv_2", "encoder/conv_3", "encoder/conv_4", "encoder/dense")
-DECODED = ("decoder/dense_1", "decoder/dense_2", "decoder/up_1", "decoder/up_2", "decoder/up_3")
+READ = tuple("z" if site == "encoder/mean" else site for site in SITES[:-1])  # by a layer
+DECODED = tuple(site for site in READ if site.startswith("decoder/"))
 PATCHED = ("encoder/conv_4", "decoder/up_1", "decoder/up_3")
 
 
@@ -62,17 +62,14 @@ def main() -> None:
 
 def _decoding(network: Reference, precision: str) -> Case:
     """As `benchmarks.latent_interventions`, in a precision of this device."""
-    z = jax.random.normal(jax.random.key(0), (1024, 10))
-
-    @jax.jit
-    def images(network: Reference) -> Any:
-        return map_chunks(lambda rows: network.decode(z[rows]), len(z), resolve_chunk(None))
+    z = jax.random.normal(jax.random.key(0), (16, 10))
 
     def run() -> float:
         with jax.default_matmul_precision(precision):
-            return common.seconds(lambda: images(network))
+            return common.seconds(lambda: images(network, z))
 
-    return Case(run, len(z), len(z) * suffix_flops(network.variables, "encoder/mean"))
+    many = len(images(network, z))
+    return Case(run, many, many * suffix_flops(network.variables, "encoder/mean"))
 
 
 def _figures(network: Reference, *, bits: int) -> dict[str, jax.Array]:
@@ -104,7 +101,7 @@ def _figures(network: Reference, *, bits: int) -> dict[str, jax.Array]:
 
 
 def _reconstruct(model: nn.Module, bits: int, variables: Any, images: jax.Array) -> jax.Array:
-    found = _rounded(model, bits, (*ENCODED, "z", *DECODED), variables, images)
+    found = _rounded(model, bits, READ, variables, images)
     return found.reconstruction
 
 

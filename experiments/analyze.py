@@ -74,8 +74,7 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
         run = runs.Run.from_config(restored.config)
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise cli.UsageError(str(error)) from error
-    # As the sweep, for the same numbers.
-    output.set_up_compiler(optimize=run.preset.optimize, precision=run.preset.precision)
+    output.set_up_compiler(run.preset)  # as the sweep, for the same numbers
     console = output.console()
     # The sweep's own read-out, if the run is still where the sweep has put it.
     directory = files.absolute(epath.Path(path))

@@ -26,6 +26,7 @@ def show(preset: Preset, shard: tuple[int, int] = (1, 1)) -> None:
       preset: What would run.
       shard: `(i, n)`: the i-th of n shares, counted from 1.
     """
+    output.set_up_compiler(preset)
     index, count = shard
     todo = jobs.split(runs.grid(preset), count)[index - 1 :: count]
     of_shard = f", shard {index}/{count}" if count > 1 else ""
@@ -55,13 +56,18 @@ def show(preset: Preset, shard: tuple[int, int] = (1, 1)) -> None:
 
 def cost(run: runs.Run) -> tuple[int, float]:
     """Parameters of a run's model, and floating-point operations of one training step."""
+    state = abstract_state(run.recipe(), run.source().image_shape)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.variables["params"]))
+    return parameters, float(lower(run, steps=1).cost_analysis()["flops"])
+
+
+def lower(run: runs.Run, steps: int) -> Any:
+    """The lowered program of a number of training steps of a run alone."""
     recipe, source = run.recipe(), run.source()
     state = abstract_state(recipe, source.image_shape)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.variables["params"]))
     states = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), state)
     hyper = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in run.hyper()}
-    analysis: Any = train.lower(recipe, source, states, hyper, steps=1).cost_analysis()
-    return parameters, float(analysis["flops"])
+    return train.lower(recipe, source, states, hyper, steps=steps)
 
 
 def _matmul_peak(size: int = 2048, repeats: int = 5) -> float:

@@ -164,7 +164,7 @@ def requirements(nodes: Iterable[Mapping[str, float]]) -> tuple[Needs, int]:
 def _work(out: str, job: jobs.Job) -> int:
     """Completes a job in a worker; returns how many of its runs another process holds."""
     preset, directory = job[0].preset, epath.Path(out)
-    output.set_up_compiler(optimize=preset.optimize, precision=preset.precision)
+    output.set_up_compiler(preset)
     with output.claim(directory, dataclasses.asdict(preset), fresh=False):
         return len(jobs.complete(directory, [job], output.console(), patience=_PATIENCE))
 

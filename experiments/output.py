@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments import files, locks
 from experiments.cli import UsageError
+from experiments.presets import PAPER, Preset
 
 _OURS = ("config.json", "results.csv", "summary.csv", "readouts", "runs")
 
@@ -24,16 +25,15 @@ def console(*, quiet: bool = False) -> Console:
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False, quiet=quiet)
 
 
-def set_up_compiler(*, optimize: bool = True, precision: str = "float32") -> None:
+def set_up_compiler(preset: Preset = PAPER) -> None:
     """Keeps compiled programs on disk, so that a sweep that goes on need not compile again.
 
     Args:
-      optimize: Whether XLA optimises what it compiles.
-      precision: Of the factors of a matrix product, where the device has several.
+      preset: Says how much XLA optimises, and the precision of matrix products.
     """
-    jax.config.update("jax_disable_most_optimizations", not optimize)
+    jax.config.update("jax_disable_most_optimizations", not preset.optimize)
     # JAX's own default is the quickest, which is not float32 on TPUs and newer GPUs.
-    jax.config.update("jax_default_matmul_precision", precision)
+    jax.config.update("jax_default_matmul_precision", preset.precision)
     # By default only what takes a second to compile is kept, and there are hundreds that take less.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

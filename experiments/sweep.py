@@ -128,7 +128,7 @@ def sweep(
 
     from experiments import files, jobs, output, report, runs
 
-    output.set_up_compiler(optimize=preset.optimize, precision=preset.precision)
+    output.set_up_compiler(preset)
     first = launcher != "jax" or connect()
     console = output.console(quiet=not first)
     directory = epath.Path(out)

@@ -134,14 +134,15 @@ def test_a_machine_takes_as_long_as_its_busiest_worker():
     models = {job[0].model for job in jobs.groups(grid)}
     # A run's step takes 2 s of computing on a worker, or 3 s of launching for a whole program.
     step = {"GFLOP per step": 2.0, "kernels per step": 3}
-    machine = costs.Machine("", workers=1, hosts=2, peak=4e9, share=0.25, launch=1.0)
+    machine = costs.Machine("", workers=1, devices=2, peak=2e9, share=0.25, launch=1.0)
     row = costs._elsewhere(machine, preset, dict.fromkeys(models, step), measuring=8.0)
     seconds = sum(max(2 * len(job), 3) for job in jobs.groups(grid))
     assert row["training, h"] == pytest.approx(seconds * preset.steps / 3600)
-    assert row["measuring, h"] == 4.0
+    assert row["measuring, h"] == 8.0
     # 90 single runs on 64 workers: two in turn on the busiest.
-    many = costs.Machine("", workers=64, hosts=2, peak=4e9, share=0.25, launch=1.0)
-    row = costs._elsewhere(many, preset, dict.fromkeys(models, step), measuring=8.0)
+    many = costs.Machine("", workers=64, devices=2, peak=2e9, share=0.25, launch=1.0)
+    row = costs._elsewhere(many, preset, dict.fromkeys(models, step), measuring=64.0)
+    assert row["measuring, h"] == 1.0
     assert row["training, h"] == pytest.approx(2 * 3 * preset.steps / 3600)
 
 

@@ -259,7 +259,7 @@ def test_wrong_arguments_get_one_line(module, arguments, said, monkeypatch):
 
 @pytest.mark.parametrize(("precision", "said"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
 def test_products_have_the_precision_that_is_asked_for(same_compiler, precision, said):
-    output.set_up_compiler(precision=precision)
+    output.set_up_compiler(presets.Preset(precision=precision))
     layer, x = ConvTranspose(2), np.ones((1, 4, 4, 3), np.float32)
     variables = layer.init(jax.random.key(0), x)
     assert f"precision = [{said}, {said}]" in jax.jit(layer.apply).lower(variables, x).as_text()

@@ -147,6 +147,19 @@ def test_vmap_over_masks_equals_loop(network):
     )
 
 
+def test_under_vmap_a_mask_of_nothing_has_exactly_no_effect(network):
+    # Patched worlds are batched over masks there, the others are not: two programs.
+    masks = jnp.stack([unit_mask((8, 8, 8), jnp.arange(n)) for n in (0, 5)])
+
+    def through(mask):
+        return mediate(*network, {"decoder/up_1": mask}, readout=reconstruction)
+
+    result = jax.vmap(through)(masks)
+    np.testing.assert_array_equal(result.nie[0], 0)
+    np.testing.assert_array_equal(result.nde[0], result.te[0])
+    assert jnp.abs(result.nie[1]).max() > 1e-4
+
+
 def test_chunks_and_jit_do_not_matter():
     clean, corrupted = normal(4, 7, 2), normal(5, 7, 2)
     whole = mediate(Gate().apply, {}, clean, corrupted, "v")

@@ -23,7 +23,6 @@ from vaejax.interventions.passes import (
     count_examples,
     mediated_fractions,
     read,
-    shapes_of,
     take,
 )
 
@@ -154,7 +153,6 @@ def _four_worlds(
     chunk: int,
 ) -> jax.Array:
     """`Y(x), Y(x~), Y(x; C <- C(x~)), Y(x~; C <- C(x))`: `[4, N, F]`."""
-    shapes_of(masks, apply_fn, variables, take(clean, jnp.arange(chunk)))
     plain = intervene(apply_fn, {}, record=masks)
     patched = intervene(apply_fn, dict.fromkeys(masks, swap))
 
