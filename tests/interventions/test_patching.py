@@ -342,3 +342,18 @@ def test_wrong_arguments_are_named(call, message):
 def test_a_site_of_several_arrays_has_no_units(network):
     with pytest.raises(ValueError, match="site 'encoder': its output is not one array"):
         patch_units(*network, sites=["encoder"], readout=reconstruction)
+
+
+def test_some_units_of_a_site_have_the_effects_that_they_have_among_all():
+    model, (clean, corrupted) = Units(), (normal(1, 6, 3), normal(2, 6, 3))
+    everything = patch_units(model.apply, {}, clean, corrupted, sites=["h"])["h"]
+    some = patch_units(model.apply, {}, clean, corrupted, sites={"h": [0, 2]})["h"]
+    np.testing.assert_array_equal(some.effects[::2], everything.effects[:3:2])
+    np.testing.assert_array_equal(some.mediated_fractions[::2], everything.mediated_fractions[:3:2])
+    assert np.isnan(some.effects[1::2]).all()
+    assert np.isnan(some.effect.value[1::2]).all()
+    np.testing.assert_allclose(
+        some.total,
+        np.linalg.norm(model.apply({}, corrupted) - model.apply({}, clean), axis=1),
+        rtol=1e-5,
+    )

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from vaejax.chunking import resolve_chunk
 from vaejax.estimates import Estimate, estimate_means
-from vaejax.interventions.edits import By
-from vaejax.interventions.passes import TAU, Readout, count_examples, shapes_of, take, unit_sites
+from vaejax.interventions.edits import By, unit_mask
+from vaejax.interventions.passes import (
+    TAU,
+    Readout,
+    count_examples,
+    mediated_fractions,
+    shapes_of,
+    take,
+    unit_sites,
+)
 from vaejax.interventions.unit_sweep import Network, Progress, patch_site
+
+Sites = Iterable[str] | Mapping[str, Any]
+"""Sites by name, or a mapping from sites to the indices of some of their units."""
 
 
 @struct.dataclass
@@ -25,14 +37,15 @@ class UnitEffects:
       mediated_fraction: `<NIE, TE> / ||TE||^2` likewise, `[S]`.
       effects: `||NIE||_2` of each pair, `[S, N]`.
       mediated_fractions: `[S, N]`; NaN where the pair is skipped.
-      skipped: `[]` int32, pairs without a total effect (all pairs of an ablation, which has none):
-        they have no mediated fraction.
+      total: `||TE||_2` of each pair, `[N]`; 0 for an ablation, which has none.
+      skipped: `[]` int32, pairs without a total effect: they have no mediated fraction.
     """
 
     effect: Estimate
     mediated_fraction: Estimate
     effects: jax.Array
     mediated_fractions: jax.Array
+    total: jax.Array
     skipped: jax.Array
 
 
@@ -42,7 +55,7 @@ def patch_units(
     base: Any,
     donor: Any,
     *,
-    sites: Iterable[str] | None = None,
+    sites: Sites | None = None,
     by: By = "channel",
     readout: Readout = None,
     donor_variables: Any = None,
@@ -71,7 +84,8 @@ def patch_units(
       variables: Its variables.
       base: The inputs that are patched, `[N, ...]` or a pytree of such arrays.
       donor: The inputs that units are taken from, paired with them.
-      sites: Which sites; by default all that contain no other (see `vaejax.sites` for all).
+      sites: Which sites; by default all that contain no other (see `vaejax.sites` for all). A
+        mapping names the units of each, by their indices; what it leaves out is NaN.
       by: What a unit is: a `"channel"`, a `"position"`, an `"element"` or the whole `"site"`; see
         `vaejax.interventions.unit_ids`.
       readout: From the output to the quantity of interest Y, `[B, ...]`; by default the output.
@@ -120,7 +134,7 @@ def ablate_units(
     inputs: Any,
     donor: Literal["zero", "mean", "resample"],
     *,
-    sites: Iterable[str] | None = None,
+    sites: Sites | None = None,
     by: By = "channel",
     readout: Readout = None,
     chunk: int | None = None,
@@ -176,7 +190,7 @@ def ablate_units(
 def _sweep(
     network: Network,
     donors: Callable[[tuple[str, ...]], tuple[jax.Array | None, dict[str, jax.Array]]],
-    names: Iterable[str] | None,
+    names: Sites | None,
     by: By,
     tau: float,
     key: jax.Array | None,
@@ -198,15 +212,28 @@ def _sweep(
         if donor[site].shape != base[site].shape:
             expected, got = list(base[site].shape), list(donor[site].shape)
             raise ValueError(f"site {site!r}: expected donor activations {expected}, got {got}")
-        found[site] = patch_site(network, site, base[site], donor[site], total, by, tau, progress)
-    return _summarise(found, key)
+        given, units = donor[site], None
+        if isinstance(names, Mapping):
+            # A unit that is given what it has changes nothing, and takes no pass.
+            units = unit_mask(given.shape[1:], names[site], by)
+            given = jnp.where(units, given, base[site])
+        found[site] = patch_site(network, site, base[site], given, total, by, tau, progress)
+        if units is not None:
+            left_out = ~np.isin(np.arange(len(found[site][0])), names[site])
+            for of_site in found[site]:
+                of_site[left_out] = np.nan
+    return _summarise(found, total, tau, key)
 
 
 @jax.jit
 def _summarise(
-    found: dict[str, tuple[jax.Array, jax.Array]], key: jax.Array | None
+    found: dict[str, tuple[jax.Array, jax.Array]],
+    total: jax.Array,
+    tau: float,
+    key: jax.Array | None,
 ) -> dict[str, UnitEffects]:
-    """Adds intervals to what `patch_site` found."""
+    """Adds intervals to what `patch_site` found; total effects are `[N, F]`."""
+    skipped = jnp.isnan(mediated_fractions(jnp.zeros_like(total), total, tau))
     effect, fraction = (
         estimate_means({site: arrays[i].T for site, arrays in found.items()}, key) for i in (0, 1)
     )
@@ -216,7 +243,8 @@ def _summarise(
             mediated_fraction=fraction[site],
             effects=effects,
             mediated_fractions=fractions,
-            skipped=jnp.sum(jnp.isnan(fractions[0]), dtype=jnp.int32),
+            total=jnp.linalg.norm(total, axis=-1),
+            skipped=jnp.sum(skipped, dtype=jnp.int32),
         )
         for site, (effects, fractions) in found.items()
     }
