@@ -68,3 +68,19 @@ def check_batch(output: Any, batch: int) -> Any:
                 f"expected outputs [{batch}, ...] of {batch} latents, got {leaf.shape}"
             )
     return output
+
+
+def check_changed(changed: Any, num_factors: int | None, pairs: int) -> tuple[np.ndarray, int]:
+    """Which factor each pair differs in, `[M]`, and the number of factors; or a ValueError."""
+    changed = np.asarray(changed)
+    if changed.shape != (pairs,) or not np.issubdtype(changed.dtype, np.integer):
+        raise ValueError(
+            f"expected changed [{pairs}] of integers, the factor that each pair differs in, "
+            f"got shape {changed.shape} and {changed.dtype}"
+        )
+    num_factors = int(changed.max()) + 1 if num_factors is None else num_factors
+    if changed.min() < 0 or changed.max() >= num_factors:
+        raise ValueError(
+            f"expected changed from 0 to {num_factors - 1}, got {changed.min()} to {changed.max()}"
+        )
+    return changed, num_factors
