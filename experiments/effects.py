@@ -246,10 +246,10 @@ def mediation(
       every unit by attribution, for each site factor by unit.
     """
     n, k = factors.shape
-    clean, corrupted = _factor_pairs(source, factors)
-    reconstruct = _reconstruct(model)
+    clean, corrupted = factor_pairs(source, factors)
+    network = reconstruct(model), variables
     site = "quantized" if "codebook" in variables else "z"
-    fractions, share = _mediated(reconstruct, variables, clean, corrupted, site)
+    fractions, share = _mediated(*network, clean, corrupted, site)
     fractions = fractions.reshape(-1, k, n).T  # [N, K, D]
     largest, total = _summaries(fractions)
     columns = {
@@ -261,7 +261,7 @@ def mediation(
     }
     arrays = _estimate_arrays("mediated_fraction", estimate_mean(fractions))
 
-    found = interventions.attribute(reconstruct, variables, clean, corrupted)
+    found = interventions.attribute(*network, clean, corrupted)
     by_factor = {
         f"attribution_{name}": attribution.mediated_fractions.reshape(-1, k, n).T
         for name, attribution in found.items()
@@ -272,7 +272,7 @@ def mediation(
     # Attribution is checked on the decoder's first layer, in one of four pairs.
     first = next(name for name in found if name.startswith("decoder/"))
     pairs = clean[::_CHECKED], corrupted[::_CHECKED]
-    exact = interventions.patch_units(reconstruct, variables, *pairs, sites=[first])
+    exact = interventions.patch_units(*network, *pairs, sites=[first])
     checked = estimate_mean(found[first].mediated_fractions[:, ::_CHECKED].T)
     checked = {first: dataclasses.replace(found[first], mediated_fraction=checked)}
     agreement = interventions.rank_agreement(checked, exact)[first]
@@ -281,16 +281,18 @@ def mediation(
 
 
 @functools.lru_cache  # one function for each model, so that its programs are found again
-def _reconstruct(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]:
-    def reconstruct(variables: Variables, images: jax.Array) -> jax.Array:
+def reconstruct(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]:
+    """The model as a network from images to reconstructions."""
+
+    def network(variables: Variables, images: jax.Array) -> jax.Array:
         out: Any = model.apply(variables, images)
         return out.reconstruction
 
-    return reconstruct
+    return network
 
 
 @jax.jit
-def _factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+def factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Clean and corrupted images, all N of the first factor, then of the next: `[K N, ...]`."""
     sizes = [factor.size for factor in source.factors]
     keys = jax.random.split(jax.random.key(0), len(sizes))

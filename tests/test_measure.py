@@ -210,7 +210,7 @@ def test_the_discriminator_is_left_out(readout):
 def test_in_a_world_what_depends_on_a_factor_follows_it():
     base, world = data.source("dsprites", 32), data.source("dsprites@chain", 32)
     _, factors = base.batch(jax.random.key(0), 6)  # chain: scale -> x -> y
-    (clean, held), (same, followed) = (effects._factor_pairs(s, factors) for s in (base, world))
+    (clean, held), (same, followed) = (effects.factor_pairs(s, factors) for s in (base, world))
     np.testing.assert_array_equal(clean, same)
     held, followed, clean = (x.reshape(5, 6, -1) for x in (held, followed, clean))
     moved = np.abs(held - followed).max(axis=-1) > 0

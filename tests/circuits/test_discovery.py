@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import numpy as np
 import pytest
 from planted_circuits import (
@@ -15,7 +16,7 @@ from planted_circuits import (
     factor_pairs,
 )
 
-from vaejax.circuits import find_circuit, match_units, overlap
+from vaejax.circuits import find_circuit, find_circuits, match_units, overlap
 from vaejax.interventions import mediate
 
 CLEAN, CORRUPTED, changed = factor_pairs()
@@ -41,7 +42,7 @@ def smallest(k, threshold=0.8):
 
 @pytest.mark.parametrize("k", range(5))
 def test_the_planted_circuit_is_found_and_is_the_smallest(k):
-    found = find_circuit(Hidden().apply, {}, *of_factor(k), "hidden")
+    found = find_circuit(Hidden().apply, {}, *of_factor(k), ["hidden"])
     sets, along = smallest(k)
     circuit = found.units["hidden"].tolist()
     assert set(circuit) in sets
@@ -57,7 +58,7 @@ def test_the_planted_circuit_is_found_and_is_the_smallest(k):
 
 def test_faithfulness_is_the_mediated_fraction_of_held_out_pairs():
     clean, corrupted = of_factor(0)
-    found = find_circuit(Hidden().apply, {}, clean, corrupted, "hidden", threshold=0.5)
+    found = find_circuit(Hidden().apply, {}, clean, corrupted, ["hidden"], threshold=0.5)
     mask = np.isin(np.arange(10), found.units["hidden"])
     held_out = mediate(Hidden().apply, {}, clean[1::2], corrupted[1::2], {"hidden": mask})
     np.testing.assert_allclose(
@@ -66,7 +67,7 @@ def test_faithfulness_is_the_mediated_fraction_of_held_out_pairs():
 
 
 def test_the_curve_starts_at_nothing_grows_with_the_best_units_and_ends_at_everything():
-    found = find_circuit(Hidden().apply, {}, *of_factor(0), "hidden")
+    found = find_circuit(Hidden().apply, {}, *of_factor(0), ["hidden"])
     _, along = smallest(0)
     assert found.sizes[0] == 0
     assert found.sizes[-1] == 4  # the unit that nothing reads changes as well
@@ -76,7 +77,7 @@ def test_the_curve_starts_at_nothing_grows_with_the_best_units_and_ends_at_every
 
 
 def test_random_sets_are_drawn_from_units_that_change():
-    found = find_circuit(Hidden().apply, {}, *of_factor(0), "hidden", threshold=0.3)
+    found = find_circuit(Hidden().apply, {}, *of_factor(0), ["hidden"], threshold=0.3)
     _, along = smallest(0)
     assert found.size == 1
     assert abs(found.random.value - along[[0, 1, 3, 4]].mean()) < 0.08  # of 99 draws from four
@@ -87,7 +88,7 @@ def test_random_sets_are_drawn_from_units_that_change():
 
 def test_one_of_two_copies_is_enough_and_leaves_the_other_in_place():
     x = np.linspace(1, 2, 10, dtype=np.float32)[:, None]
-    found = find_circuit(Redundant().apply, {}, x, x + 1, "copies")
+    found = find_circuit(Redundant().apply, {}, x, x + 1, ["copies"])
     assert found.size == 1
     np.testing.assert_allclose(found.faithfulness.value, 1, rtol=1e-5)
     np.testing.assert_allclose(found.completeness.value, 1, rtol=1e-5)
@@ -95,7 +96,7 @@ def test_one_of_two_copies_is_enough_and_leaves_the_other_in_place():
 
 def test_two_units_that_only_act_together_are_found_among_those_that_do_nothing():
     x = np.zeros((10, 1), np.float32)
-    found = find_circuit(Both().apply, {}, x, x + 1, "copies")
+    found = find_circuit(Both().apply, {}, x, x + 1, ["copies"])
     assert found.units["copies"].tolist() == [10, 11]
     np.testing.assert_allclose(found.faithfulness.value, 1, rtol=1e-5)
     np.testing.assert_allclose(found.lost, [1, 1], rtol=1e-5)
@@ -103,7 +104,7 @@ def test_two_units_that_only_act_together_are_found_among_those_that_do_nothing(
 
 def test_exact_patches_overrule_the_gradient():
     x = np.zeros((10, 1), np.float32)
-    found = find_circuit(Saturating().apply, {}, x, x + 1, "copies")
+    found = find_circuit(Saturating().apply, {}, x, x + 1, ["copies"])
     assert found.units["copies"].tolist() == [1]
     np.testing.assert_allclose(found.faithfulness.value, 1 / 1.1, rtol=1e-5)
 
@@ -122,7 +123,7 @@ def test_units_of_several_sites_are_found_together_in_the_order_of_the_network()
 
 def test_a_circuit_that_nothing_reaches_says_so():
     clean, corrupted = of_factor(0)
-    found = find_circuit(Hidden().apply, {}, clean, corrupted, "hidden", threshold=1.5)
+    found = find_circuit(Hidden().apply, {}, clean, corrupted, ["hidden"], threshold=1.5)
     assert not found.reached
     assert found.size == 4
     np.testing.assert_allclose(found.found, 1, rtol=1e-5)
@@ -132,9 +133,9 @@ def test_pairs_without_an_effect_do_not_count_and_without_any_there_is_no_circui
     clean, corrupted = of_factor(0)
     same = corrupted.copy()
     same[:6] = clean[:6]
-    found = find_circuit(Hidden().apply, {}, clean, same, "hidden")
+    found = find_circuit(Hidden().apply, {}, clean, same, ["hidden"])
     np.testing.assert_allclose(found.faithfulness.value, found.found, rtol=1e-4)
-    nothing = find_circuit(Hidden().apply, {}, clean, clean, "hidden")
+    nothing = find_circuit(Hidden().apply, {}, clean, clean, ["hidden"])
     assert (nothing.size, nothing.reached) == (0, False)
     assert np.isnan([nothing.found, nothing.faithfulness.value, nothing.minimality]).all()
 
@@ -142,18 +143,26 @@ def test_pairs_without_an_effect_do_not_count_and_without_any_there_is_no_circui
 def test_wrong_arguments_are_named():
     clean, corrupted = of_factor(0)
     with pytest.raises(ValueError, match="did you mean 'hidden'"):
-        find_circuit(Hidden().apply, {}, clean, corrupted, "hiden")
+        find_circuit(Hidden().apply, {}, clean, corrupted, ["hiden"])
     with pytest.raises(ValueError, match="at least 4 pairs"):
-        find_circuit(Hidden().apply, {}, clean[:3], corrupted[:3], "hidden")
+        find_circuit(Hidden().apply, {}, clean[:3], corrupted[:3], ["hidden"])
 
 
-def test_progress_is_told_of_every_unit_that_is_added():
+def test_circuits_of_all_sites_and_factors_are_those_found_one_by_one():
     seen = []
-    find_circuit(
-        Hidden().apply, {}, *of_factor(0), "hidden", progress=lambda n, mf: seen.append((n, mf))
+    found = find_circuits(
+        Hidden().apply,
+        {},
+        CLEAN,
+        CORRUPTED,
+        changed,
+        factors=[2, 0],
+        progress=lambda done, total: seen.append((done, total)),
     )
-    assert [n for n, _ in seen] == list(range(1, len(seen) + 1))
-    assert all(a < b for (_, a), (_, b) in itertools.pairwise(seen))
+    assert seen == [(1, 2), (2, 2)]
+    for k, circuit in zip([2, 0], found["hidden"], strict=True):
+        alone = find_circuit(Hidden().apply, {}, *of_factor(k), ["hidden"])
+        chex.assert_trees_all_close(circuit, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_overlap_of_sets_and_what_chance_would_give():

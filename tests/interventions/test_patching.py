@@ -23,6 +23,7 @@ from vaejax.interventions import (
     unit_sweep,
 )
 from vaejax.interventions.passes import record
+from vaejax.interventions.patching import insert_units
 
 
 def reconstruction(output):
@@ -166,6 +167,26 @@ def test_ablations_by_hand(donor):
     norms = np.linalg.norm(WEIGHT, axis=1)[:3, None]
     np.testing.assert_allclose(result.effects[:3], change[donor] * norms, rtol=1e-6)
     assert jnp.all(jnp.isnan(result.mediated_fractions))
+
+
+def test_insertions_by_hand():
+    x = normal(0, 5, 3)
+    result = insert_units(Units().apply, {}, x, 0.75)["h"]
+    high = np.sort(x, axis=0)[3]  # the quantile 3/4 of five values is the fourth
+    change = np.abs(high - x).T * np.linalg.norm(WEIGHT, axis=1)[:3, None]
+    np.testing.assert_allclose(result.effects[:3], change, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(result.effects[3], 0)
+    assert jnp.all(jnp.isnan(result.mediated_fractions))
+
+
+def test_a_channel_is_inserted_at_all_its_places_and_an_element_at_its_own():
+    x = normal(0, 6, 2, 2, 3)
+    by_channel = insert_units(Image().apply, {}, x, 1.0)["map"]
+    change = ((x.max((0, 1, 2)) - x) * MAP_WEIGHT).sum((1, 2)).T
+    np.testing.assert_allclose(by_channel.effects, np.abs(change), rtol=1e-5, atol=1e-5)
+    by_element = insert_units(Image().apply, {}, x, 1.0, by="element")["map"]
+    change = ((x.max(0) - x) * MAP_WEIGHT).reshape(6, -1).T
+    np.testing.assert_allclose(by_element.effects, np.abs(change), rtol=1e-5, atol=1e-5)
 
 
 def test_resampling_gives_every_input_another():
@@ -331,6 +352,7 @@ def test_rank_agreement_is_signed_and_undefined_without_variation():
         (lambda x: patch_units(Units().apply, {}, x, x, chunk=0), "chunk >= 1, got 0"),
         (lambda x: ablate_units(Units().apply, {}, x, "noise"), "one of zero, mean.*'noise'"),
         (lambda x: attribute(Units().apply, {}, x, x, sites=["g"]), "unknown site 'g'"),
+        (lambda x: insert_units(Units().apply, {}, x, 99), r"quantile in \[0, 1\], got 99"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -5,45 +5,33 @@ Marks as in `vaejax.metrics`: [R] is our reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
-from vaejax.chunking import even_chunk, map_chunks
+from vaejax.checks import check_changed
+from vaejax.circuits.joint_patches import AT_ONCE, JointPatches, joint_patches, network_order
 from vaejax.estimates import Estimate, central_interval, estimate_mean
-from vaejax.interventions import intervene
-from vaejax.interventions import sites as all_sites
-from vaejax.interventions.edits import By, replace, unit_ids
-from vaejax.interventions.passes import (
-    TAU,
-    Readout,
-    count_examples,
-    mediated_fractions,
-    read,
-    record,
-    shapes_of,
-    take,
-    unit_sites,
-)
+from vaejax.interventions.edits import By
+from vaejax.interventions.passes import TAU, Readout, count_examples
 
 THRESHOLD = 0.8
 """The mediated fraction that a circuit reaches."""
 
-_CANDIDATES = 8  # units that are tried exactly before one is added
 _RANDOM_SETS = 99
 _CURVE_POINTS = 16
 
 
-class FoundProgress(Protocol):
-    """Told how far a search has got."""
+class SearchProgress(Protocol):
+    """Told how far a search for circuits has got."""
 
-    def __call__(self, size: int, mediated_fraction: float) -> None:
-        """The circuit has so many units, which mediate so much."""
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` circuits have been found."""
         ...
 
 
@@ -85,52 +73,61 @@ class Circuit:
     curve: Estimate
 
 
-def find_circuit(
+def find_circuits(
     apply_fn: Callable[..., Any],
     variables: Any,
     clean: Any,
     corrupted: Any,
-    sites: Iterable[str] | str,
+    changed: Any,
     *,
+    factors: Iterable[int] | None = None,
+    sites: Iterable[str] | None = None,
     by: By = "channel",
     readout: Readout = None,
     threshold: float = THRESHOLD,
     tau: float = TAU,
     chunk: int | None = None,
     key: jax.Array | None = None,
-    progress: FoundProgress | None = None,
-) -> Circuit:
-    """The smallest set of units whose joint patch mediates enough of a factor's effect [R].
+    progress: SearchProgress | None = None,
+) -> dict[str, tuple[Circuit, ...]]:
+    """For each site and factor, the smallest set of its units that carries the factor [R].
 
         MF(C) = mean <Y(x; C <- C(x~)) - Y(x), TE> / ||TE||^2 >= threshold
 
+    with the mean over pairs that differ in the factor, and all of the circuit C patched together.
+
     Greedy, by exact patches: of the units that a gradient at the present circuit ranks first, the
     one is added that makes MF largest; when enough is reached, units that can be spared are dropped
-    again, those that lose least first. Sets that only help together are found if their gradients
-    say so, and the smallest of all sets is not promised.
+    again, those that lose least first. While many are needed, those that the gradient ranks first
+    are added several at a time. Sets that only help together are found, for adding goes on, but the
+    smallest of all sets is not promised.
 
-    Every other pair is used to find it, and those between to judge it. A whole layer mediates
-    everything, so give sites that belong together: circuits are of these alone.
+    Every other pair of a factor is used to find its circuit, and those between to judge it. Memory
+    holds the activations of the sites on the 2 M inputs.
 
     Args:
       apply_fn: The network, as for `patch_units`; and so are the others.
       variables: See there.
-      clean: The inputs x of M pairs, `[M, ...]` or a pytree of such arrays, at least 4.
-      corrupted: The inputs x~, which differ in the factor that the circuit is for.
-      sites: The sites whose units may be in the circuit, or one.
+      clean: The inputs x of M pairs, `[M, ...]` or a pytree of such arrays.
+      corrupted: The inputs x~, in each of which one factor was intervened on.
+      changed: `[M]` integers, which factor; four pairs or more of each.
+      factors: Whose circuits to find; by default of all that occur.
+      sites: Where; by default at all sites that contain no other. Each has circuits of its own: a
+        whole layer mediates everything.
       by: What a unit is, see `vaejax.interventions.unit_ids`.
       readout: From the output to the quantity of interest.
       threshold: The mediated fraction to reach.
       tau: Pairs with `||TE||` below it do not count.
       chunk: See `patch_units`.
       key: Draws random sets and the bootstrap's resamples.
-      progress: Called when a unit has been added.
+      progress: Called after each circuit.
 
     Returns:
-      A `Circuit`; empty, with NaN for its numbers, if no pair has a total effect to mediate.
+      For each site the circuits in the order of `factors`; a circuit is empty, with NaN for its
+      numbers, if no pair has a total effect to mediate.
 
     Raises:
-      ValueError: Unknown sites, or fewer than four pairs.
+      ValueError: An unknown site, too few pairs, or `changed` is not as above.
 
     Example:
       Of four hidden units the network reads the first twice and the second once.
@@ -143,31 +140,90 @@ def find_circuit(
       ...         return hidden @ jnp.array([[2.0], [1.0], [0.0], [0.0]])
       >>> x = jax.random.normal(jax.random.key(0), (8, 4))
       >>> variables = {"params": {"hidden": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}}}
-      >>> found = find_circuit(Net().apply, variables, x, x + 1, "hidden")
+      >>> changed = jnp.zeros(8, int)
+      >>> (found,) = find_circuits(Net().apply, variables, x, x + 1, changed)["hidden"]
       >>> found.units["hidden"].tolist(), round(float(found.faithfulness.value), 3)
       ([0, 1], 1.0)
     """
-    key = jax.random.key(0) if key is None else key
-    pairs = count_examples(clean, corrupted)
-    if pairs < 4:
-        raise ValueError(f"expected at least 4 pairs, of which half are held out, got {pairs}")
-    names = (sites,) if isinstance(sites, str) else tuple(sites)
-    options = (names, by, readout, tau, chunk)
+    changed, _ = check_changed(changed, None, count_examples(clean, corrupted))
+    factors = np.unique(changed).tolist() if factors is None else list(factors)
+    names = network_order(apply_fn, variables, clean, sites)
+    patches = joint_patches(
+        apply_fn, variables, clean, corrupted, names, by=by, readout=readout, tau=tau, chunk=chunk
+    )
+    found: dict[str, list[Circuit]] = {site: [] for site in names}
+    for done, (site, factor) in enumerate(itertools.product(names, factors), 1):
+        rows = np.flatnonzero(changed == factor)
+        found[site].append(_find(patches, rows, (site,), threshold, key))
+        if progress is not None:
+            progress(done, len(names) * len(factors))
+    return {site: tuple(circuits) for site, circuits in found.items()}
+
+
+def find_circuit(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    clean: Any,
+    corrupted: Any,
+    sites: Iterable[str],
+    *,
+    by: By = "channel",
+    readout: Readout = None,
+    threshold: float = THRESHOLD,
+    tau: float = TAU,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+) -> Circuit:
+    """One circuit with units of several sites, patched together; else as `find_circuits`.
+
+    A patched unit replaces what patches before it would have made of it.
+
+    Args:
+      apply_fn: The network.
+      variables: Its variables.
+      clean: The inputs x of M pairs, at least four.
+      corrupted: The inputs x~, all of which differ in the factor that the circuit is for.
+      sites: The sites whose units may be in the circuit.
+      by: See `find_circuits`, and so are the others.
+      readout: See there.
+      threshold: See there.
+      tau: See there.
+      chunk: See there.
+      key: See there.
+
+    Returns:
+      A `Circuit`.
+
+    Raises:
+      ValueError: As `find_circuits`.
+    """
+    names = network_order(apply_fn, variables, clean, sites)
+    patches = joint_patches(
+        apply_fn, variables, clean, corrupted, names, by=by, readout=readout, tau=tau, chunk=chunk
+    )
+    return _find(patches, np.arange(count_examples(clean)), names, threshold, key)
+
+
+def _find(
+    patches: JointPatches,
+    rows: np.ndarray,
+    sites: tuple[str, ...],
+    threshold: float,
+    key: jax.Array | None,
+) -> Circuit:
+    """The circuit of the pairs `rows`, found on every other of them and judged on the rest."""
+    if len(rows) < 4:
+        raise ValueError(f"expected at least 4 pairs, of which half are held out, got {len(rows)}")
     # As many in both halves, so that they share their programs.
-    halves = [jnp.arange(start, pairs // 2 * 2, 2) for start in (0, 1)]
-    finding, judging = (
-        _Patches.of(apply_fn, variables, take(clean, rows), take(corrupted, rows), *options)
-        for rows in halves
-    )
-    backwards = _Patches.of(
-        apply_fn, variables, take(corrupted, halves[1]), take(clean, halves[1]), *options
-    )
-    order = _grow(finding, threshold, progress)
+    odd, even = rows[: len(rows) // 2 * 2].reshape(-1, 2).T
+    finding, judging = (patches.of_pairs(half, sites) for half in (odd, even))
+    order = _grow(finding, threshold)
     circuit, found = _prune(finding, order, threshold)
-    return _judge(finding, judging, backwards, order, circuit, found, threshold, key)
+    key = jax.random.key(0) if key is None else key
+    return _judge(finding, judging, order, circuit, found, threshold, key)
 
 
-def _grow(patches: _Patches, threshold: float, progress: FoundProgress | None) -> list[int]:
+def _grow(patches: JointPatches, threshold: float) -> list[int]:
     """Adds units until they mediate enough, or all are in."""
     there, order = patches.changing(), list[int]()
     mask = np.zeros(patches.num, bool)
@@ -177,19 +233,17 @@ def _grow(patches: _Patches, threshold: float, progress: FoundProgress | None) -
         ranked = np.argsort(-gradient, kind="stable")[: int((there & ~mask).sum())]
         # Where many are needed, some are added at once; where few, the best of the candidates.
         sums = reached + np.cumsum(np.maximum(gradient[ranked], 0))
-        at_once = int(np.searchsorted(sums, threshold)) // _CANDIDATES
-        sure, candidates = ranked[:at_once], ranked[at_once : at_once + _CANDIDATES]
+        at_once = int(np.searchsorted(sums, threshold)) // AT_ONCE
+        sure, candidates = ranked[:at_once], ranked[at_once : at_once + AT_ONCE]
         mask[sure] = True
         found = _mean(patches.fractions(mask | _one_hot(candidates, patches.num)))
         chosen = int(np.argmax(found))
         order += [*sure.tolist(), int(candidates[chosen])]
         mask[order[-1]], reached = True, float(found[chosen])
-        if progress is not None:
-            progress(len(order), reached)
     return order
 
 
-def _prune(patches: _Patches, order: list[int], threshold: float) -> tuple[np.ndarray, float]:
+def _prune(patches: JointPatches, order: list[int], threshold: float) -> tuple[np.ndarray, float]:
     """Drops units that can be spared, the least of them first; returns those left, and MF."""
     circuit = np.array(order, int)
     mask = _mask(circuit, patches.num)
@@ -197,7 +251,7 @@ def _prune(patches: _Patches, order: list[int], threshold: float) -> tuple[np.nd
     while reached >= threshold:
         units = np.flatnonzero(mask)
         without = _mean(patches.fractions(mask & ~_one_hot(units, patches.num)))
-        least = units[np.argsort(-without, kind="stable")[:_CANDIDATES]]
+        least = units[np.argsort(-without, kind="stable")[:AT_ONCE]]
         fewer = np.array([mask & ~_mask(least[:n], patches.num) for n in range(1, len(least) + 1)])
         left = _mean(patches.fractions(fewer))
         spared = int(np.argmin(left >= threshold)) if (left < threshold).any() else len(left)
@@ -208,9 +262,8 @@ def _prune(patches: _Patches, order: list[int], threshold: float) -> tuple[np.nd
 
 
 def _judge(
-    finding: _Patches,
-    judging: _Patches,
-    backwards: _Patches,
+    finding: JointPatches,
+    judging: JointPatches,
     order: list[int],
     circuit: np.ndarray,
     found: float,
@@ -233,25 +286,28 @@ def _judge(
     faithfulness, sets = _mean(whole)[0], _mean(null)
     lost = faithfulness - _mean(dropped)
     # Of the other direction: what the circuit's clean values take away from the corrupted run.
-    taken = backwards.fractions(mask[None])[0]
+    left = 1 - judging.reversed().fractions(mask[None])
+    # Filled up to one size, for one program.
+    curve = np.resize(curve, (_CURVE_POINTS, len(whole[0])))
+    means = estimate_mean(jnp.asarray(np.concatenate([whole, left, curve]).T), key)
     return Circuit(
         units=judging.named(circuit),
         size=len(circuit),
         reached=bool(found >= threshold),
         found=found,
-        faithfulness=estimate_mean(whole[0], key),
-        completeness=estimate_mean(1 - taken, key),
+        faithfulness=jax.tree.map(lambda leaf: leaf[0], means),
+        completeness=jax.tree.map(lambda leaf: leaf[1], means),
         lost=lost,
         minimality=float(lost.max()) if len(lost) else float("nan"),
         random=Estimate(sets.mean(), *central_interval(jnp.asarray(sets))),
         p_value=float((1 + np.sum(sets >= faithfulness - 1e-6)) / (1 + len(sets))),
         sizes=sizes,
-        curve=estimate_mean(curve.T, key),
+        curve=jax.tree.map(lambda leaf: leaf[2 : 2 + len(sizes)], means),
     )
 
 
 def _curve_order(
-    finding: _Patches, order: list[int], circuit: np.ndarray, there: np.ndarray
+    finding: JointPatches, order: list[int], circuit: np.ndarray, there: np.ndarray
 ) -> np.ndarray:
     """The circuit first, then what was dropped from it, then the others by attribution."""
     first = [unit for unit in order if unit in circuit]
@@ -277,160 +333,3 @@ def _mask(units: Any, num: int) -> np.ndarray:
 def _one_hot(units: np.ndarray, num: int) -> np.ndarray:
     """`[A]` indices to a mask of each, `[A, num]`."""
     return np.eye(num, dtype=bool)[units]
-
-
-@struct.dataclass
-class _Patches:
-    """Joint patches of the units of some sites, as masks over all of them.
-
-    Attributes:
-      sites: In the order of the network.
-      apply_fn: The network.
-      variables: Its variables.
-      inputs: Those that are patched, `[H, ...]`.
-      base: For each site its activations on them.
-      donor: Those that units take their values from.
-      output: The quantity of interest on them, `[H, F]`.
-      total: What mediated fractions are of, `[H, F]`.
-      readout: See `find_circuit`.
-      by: See there.
-      tau: See there.
-      chunk: Pairs at once.
-    """
-
-    sites: tuple[str, ...] = struct.field(pytree_node=False)
-    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
-    variables: Any
-    inputs: Any
-    base: dict[str, jax.Array]
-    donor: dict[str, jax.Array]
-    output: jax.Array
-    total: jax.Array
-    readout: Readout = struct.field(pytree_node=False)
-    by: By = struct.field(pytree_node=False)
-    tau: float = struct.field(pytree_node=False)
-    chunk: int = struct.field(pytree_node=False)
-
-    @classmethod
-    def of(
-        cls,
-        apply_fn: Callable[..., Any],
-        variables: Any,
-        inputs: Any,
-        donors: Any,
-        sites: tuple[str, ...],
-        by: By,
-        readout: Readout,
-        tau: float,
-        chunk: int | None,
-    ) -> _Patches:
-        """Records what patches need to know of both inputs."""
-        chunk = even_chunk(chunk, count_examples(inputs))
-        one = take(inputs, jnp.arange(1))
-        shapes_of(sites, apply_fn, variables, one)
-        # Always the same sites, and so one program for all circuits of a network.
-        wanted = {*unit_sites(apply_fn, variables, one), *sites}
-        recorded = tuple(site for site in all_sites(apply_fn, variables, one) if site in wanted)
-        output, base = record(apply_fn, variables, inputs, recorded, readout, chunk)
-        donor_output, donor = record(apply_fn, variables, donors, recorded, readout, chunk)
-        names = tuple(site for site in recorded if site in sites)
-        base, donor = ({site: found[site] for site in names} for found in (base, donor))
-        total = donor_output - output
-        return cls(
-            names, apply_fn, variables, inputs, base, donor, output, total, readout, by, tau, chunk
-        )
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of units of each site."""
-        return {site: int(self.ids(site).max()) + 1 for site in self.sites}
-
-    def ids(self, site: str) -> np.ndarray:
-        """Which unit each element of a site belongs to."""
-        return unit_ids(self.base[site].shape[1:], self.by)
-
-    @property
-    def num(self) -> int:
-        """The number of units of all sites."""
-        return sum(self.sizes.values())
-
-    def changing(self) -> np.ndarray:
-        """Which units take another value in any pair, `[U]` bool."""
-        found = []
-        for site, size in self.sizes.items():
-            differs = np.asarray((self.base[site] != self.donor[site]).any(0))
-            found.append(np.bincount(self.ids(site)[differs], minlength=size) > 0)
-        return np.concatenate(found)
-
-    def named(self, units: np.ndarray) -> dict[str, np.ndarray]:
-        """The indices at each site of units that are counted through all sites."""
-        starts = np.cumsum([0, *self.sizes.values()])
-        return {
-            site: units[(units >= start) & (units < end)] - start
-            for site, start, end in zip(self.sizes, starts[:-1], starts[1:], strict=True)
-        }
-
-    def fractions(self, masks: np.ndarray) -> np.ndarray:
-        """Mediated fractions `[A, H]` of the joint patches of masks `[A, U]`."""
-        found = []
-        for rows in _in_eights(masks):
-            found.append(np.asarray(_fractions(self, jnp.asarray(rows))))
-        return np.concatenate(found)[: len(masks)] if found else np.zeros((0, len(self.total)))
-
-    def gradient(self, mask: np.ndarray) -> np.ndarray:
-        """The derivative of the mean mediated fraction by how far each unit is patched, `[U]`."""
-        return np.asarray(_gradient(self, jnp.asarray(mask)))
-
-    def run(self, amounts: jax.Array, rows: jax.Array) -> jax.Array:
-        """Mediated fractions `[B]` when units are patched by amounts `[B, U]` in [0, 1]."""
-        edits: dict[str, Any] = {}
-        values: dict[str, Any] = {}
-        start = 0
-        for site, size in self.sizes.items():
-            share = amounts[:, start : start + size][:, self.ids(site)]
-            start += size
-            donor = self.donor[site][rows]
-            if not edits:  # here the activation is known, and what lies before it need not be run
-                edits[site] = replace
-                values[site] = _mixed(self.base[site][rows], (share, donor))
-            else:
-                edits[site], values[site] = _mixed, (share, donor)
-        patched = intervene(self.apply_fn, edits)
-        output, _ = patched(self.variables, values, take(self.inputs, rows))
-        effect = read(self.readout, output) - self.output[rows]
-        return mediated_fractions(effect, self.total[rows], self.tau)
-
-
-def _mixed(activation: jax.Array, value: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The activation and a donor's, by shares that are 0 or 1 but for derivatives."""
-    share, donor = value
-    # The sum of both, and not one plus a difference, is exact for a share of 0 or 1.
-    return (1 - share) * activation + share * donor
-
-
-def _in_eights(masks: np.ndarray) -> Iterator[np.ndarray]:
-    """Masks in blocks of one size, the last filled up, so that one program serves all."""
-    for start in range(0, len(masks), _CANDIDATES):
-        yield np.resize(masks[start : start + _CANDIDATES], (_CANDIDATES, masks.shape[1]))
-
-
-@jax.jit
-def _fractions(patches: _Patches, masks: jax.Array) -> jax.Array:
-    def of_mask(mask: jax.Array) -> jax.Array:
-        def run(rows: jax.Array) -> jax.Array:
-            amounts = jnp.broadcast_to(mask.astype(jnp.float32), (len(rows), len(mask)))
-            return patches.run(amounts, rows)
-
-        return map_chunks(run, len(patches.total), patches.chunk)
-
-    return lax.map(of_mask, masks)
-
-
-@jax.jit
-def _gradient(patches: _Patches, mask: jax.Array) -> jax.Array:
-    def run(rows: jax.Array) -> jax.Array:
-        amounts = jnp.broadcast_to(mask.astype(jnp.float32), (len(rows), len(mask)))
-        found, pull = jax.vjp(lambda amounts: patches.run(amounts, rows), amounts)
-        return pull((~jnp.isnan(found)).astype(found.dtype))[0]
-
-    return map_chunks(run, len(patches.total), patches.chunk).mean(0)

@@ -14,7 +14,7 @@ from vaejax.interventions.intercept import intervene, sites
 from vaejax.interventions.latents import Interactions, interactions, quantile_grid
 from vaejax.interventions.mediation import Mediation, mediate
 from vaejax.interventions.passes import unit_sites
-from vaejax.interventions.patching import UnitEffects, ablate_units, patch_units
+from vaejax.interventions.patching import UnitEffects, ablate_units, insert_units, patch_units
 from vaejax.interventions.paths import PathEffects, path_effect, path_units
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "factor_effects",
     "factor_pairs",
     "inputs",
+    "insert_units",
     "interactions",
     "intervene",
     "latents",

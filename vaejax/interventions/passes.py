@@ -85,6 +85,20 @@ def shapes_of(
     return {name: found[name] for name in names}
 
 
+def shape_of(
+    apply_fn: Callable[..., Any], variables: Any, inputs: Any, site: str
+) -> tuple[int, ...]:
+    """The shape of one example's activation at a site.
+
+    Raises:
+      ValueError: There is no such site, or its output is not one array.
+    """
+    shape = shapes_of([site], apply_fn, variables, take(inputs, jnp.arange(1)))[site]
+    if not isinstance(shape, jax.ShapeDtypeStruct):
+        raise ValueError(f"site {site!r}: its output is not one array, so it has no units")
+    return shape.shape[1:]
+
+
 def unit_sites(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -> list[str]:
     """The sites whose units make up a network: modules that contain no other.
 

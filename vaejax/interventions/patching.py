@@ -180,11 +180,98 @@ def ablate_units(
         raise ValueError(f"expected donor to be one of {', '.join(ablations)}, got {donor!r}")
 
     network = Network(apply_fn, variables, inputs, readout, chunk)
+    return _sweep_forced(network, ablations[donor], sites, by, key, progress)
+
+
+def insert_units(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    inputs: Any,
+    quantile: float = 0.99,
+    *,
+    sites: Sites | None = None,
+    by: By = "channel",
+    readout: Readout = None,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+    progress: Progress | None = None,
+) -> dict[str, UnitEffects]:
+    """Insertion: the effect of every unit alone, each forced on [S].
+
+    The counterpart of `ablate_units`, and a function of its own since nothing is put out of action:
+    at all its places a unit gets a high quantile of its own values, those over these N inputs, and
+    for a channel (or a `"site"`, channel by channel) over all places. A ReLU that is on at fewer
+    than 1% of them has the 0.99 quantile 0, and its insertion is an ablation: give a higher one.
+    Bau et al. insert a fixed high value; that it is this one is our choice [R].
+
+    Args:
+      apply_fn: The network.
+      variables: Its variables.
+      inputs: `[N, ...]` or a pytree of such arrays.
+      quantile: Which one, in [0, 1].
+      sites: As for `patch_units`, and so are the others.
+      by: See there.
+      readout: See there.
+      chunk: See there.
+      key: Draws the bootstrap's resamples.
+      progress: See there.
+
+    Returns:
+      For each site, the effects of its units; mediated fractions are NaN, as of an ablation.
+
+    Raises:
+      ValueError: `quantile` is not in [0, 1], or as `patch_units`.
+
+    References:
+      Bau et al., `GAN Dissection <https://arxiv.org/abs/1811.10597>`_, 2019.
+    """
+    check_quantile(quantile)
+    chunk = resolve_chunk(chunk)
+    count_examples(inputs)
+    network = Network(apply_fn, variables, inputs, readout, chunk)
+
+    def insertion(activations: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(high_values(activations, quantile, by), activations.shape)
+
+    return _sweep_forced(network, insertion, sites, by, key, progress)
+
+
+def high_values(activations: jax.Array, quantile: float, by: By = "channel") -> jax.Array:
+    """What `insert_units` sets the units of a site `[N, ..., C]` to: `[..., C]`.
+
+    >>> print(high_values(jnp.array([[[1.0, 5.0], [2.0, 6.0]], [[3.0, 7.0], [4.0, 8.0]]]), 1.0))
+    [[4. 8.]
+     [4. 8.]]
+    """
+    places = tuple(range(max(1, activations.ndim - 1))) if by in ("channel", "site") else (0,)
+    high = jnp.quantile(activations.astype(jnp.float32), quantile, axis=places)
+    return jnp.broadcast_to(high, activations.shape[1:]).astype(activations.dtype)
+
+
+def check_quantile(quantile: float) -> None:
+    """Checks that it is one.
+
+    Raises:
+      ValueError: It is not in [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"expected quantile in [0, 1], got {quantile}")
+
+
+def _sweep_forced(
+    network: Network,
+    force: Callable[[jax.Array], jax.Array],
+    names: Sites | None,
+    by: By,
+    key: jax.Array | None,
+    progress: Progress | None,
+) -> dict[str, UnitEffects]:
+    """`_sweep` with donors made of the network's own activations `[N, ...]`."""
 
     def donors(sites: tuple[str, ...]) -> tuple[None, dict[str, jax.Array]]:
-        return None, jax.tree.map(ablations[donor], network.record(sites)[1])
+        return None, jax.tree.map(force, network.record(sites)[1])
 
-    return _sweep(network, donors, sites, by, TAU, key, progress)
+    return _sweep(network, donors, names, by, TAU, key, progress)
 
 
 def _sweep(
@@ -212,14 +299,14 @@ def _sweep(
         if donor[site].shape != base[site].shape:
             expected, got = list(base[site].shape), list(donor[site].shape)
             raise ValueError(f"site {site!r}: expected donor activations {expected}, got {got}")
-        given, units = donor[site], None
-        if isinstance(names, Mapping):
+        wanted = names[site] if isinstance(names, Mapping) else None
+        given = donor[site]
+        if wanted is not None:
             # A unit that is given what it has changes nothing, and takes no pass.
-            units = unit_mask(given.shape[1:], names[site], by)
-            given = jnp.where(units, given, base[site])
+            given = jnp.where(unit_mask(given.shape[1:], wanted, by), given, base[site])
         found[site] = patch_site(network, site, base[site], given, total, by, tau, progress)
-        if units is not None:
-            left_out = ~np.isin(np.arange(len(found[site][0])), names[site])
+        if wanted is not None:
+            left_out = ~np.isin(np.arange(len(found[site][0])), wanted)
             for of_site in found[site]:
                 of_site[left_out] = np.nan
     return _summarise(found, total, tau, key)

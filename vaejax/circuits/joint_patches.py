@@ -1,0 +1,248 @@
+"""Joint patches of any units of some sites, by masks: what a search for circuits is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from vaejax.chunking import even_chunk, map_chunks, resolve_chunk
+from vaejax.errors import unknown_name
+from vaejax.interventions import intervene, unit_sites
+from vaejax.interventions import sites as all_sites
+from vaejax.interventions.edits import By, replace, unit_ids
+from vaejax.interventions.passes import (
+    Readout,
+    count_examples,
+    mediated_fractions,
+    read,
+    record,
+    take,
+)
+
+AT_ONCE = 8
+"""Joint patches in one call of a program."""
+
+
+@struct.dataclass
+class JointPatches:
+    """M pairs, and what joint patches of a network need to know of them.
+
+    Attributes:
+      sites: Those whose units are patched, in the order of the network: U units in all.
+      apply_fn: The network.
+      variables: Its variables.
+      inputs: Those that are patched, `[M, ...]`.
+      donor_inputs: Those that units take their values from.
+      base: For each site its activations on the inputs.
+      donor: Those on the donors.
+      output: The quantity of interest on them, `[M, F]`.
+      donor_output: That of the donors.
+      readout: See `find_circuits`.
+      by: See there.
+      tau: See there.
+      chunk: Pairs at once.
+    """
+
+    sites: tuple[str, ...] = struct.field(pytree_node=False)
+    apply_fn: Callable[..., Any] = struct.field(pytree_node=False)
+    variables: Any
+    inputs: Any
+    donor_inputs: Any
+    base: dict[str, jax.Array]
+    donor: dict[str, jax.Array]
+    output: jax.Array
+    donor_output: jax.Array
+    readout: Readout = struct.field(pytree_node=False)
+    by: By = struct.field(pytree_node=False)
+    tau: float = struct.field(pytree_node=False)
+    chunk: int = struct.field(pytree_node=False)
+
+    def of_pairs(self, rows: Any, sites: Iterable[str]) -> JointPatches:
+        """Those of some pairs, and of the units of some of the sites."""
+        names = tuple(site for site in self.sites if site in set(sites))
+        rows = jnp.asarray(rows)
+        base, donor = (
+            {site: array[site][rows] for site in names} for array in (self.base, self.donor)
+        )
+        return dataclasses.replace(
+            self,
+            sites=names,
+            inputs=take(self.inputs, rows),
+            donor_inputs=take(self.donor_inputs, rows),
+            base=base,
+            donor=donor,
+            output=self.output[rows],
+            donor_output=self.donor_output[rows],
+            chunk=even_chunk(self.chunk, len(rows)),
+        )
+
+    def reversed(self) -> JointPatches:
+        """Patches of the donors, with what the inputs have."""
+        return dataclasses.replace(
+            self,
+            inputs=self.donor_inputs,
+            donor_inputs=self.inputs,
+            base=self.donor,
+            donor=self.base,
+            output=self.donor_output,
+            donor_output=self.output,
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of units of each site."""
+        return {site: int(self._ids(site).max()) + 1 for site in self.sites}
+
+    @property
+    def num(self) -> int:
+        """The number of units of all sites, U."""
+        return sum(self.sizes.values())
+
+    def changing(self) -> np.ndarray:
+        """Which units take another value in any pair, `[U]` bool."""
+        found = []
+        for site, size in self.sizes.items():
+            differs = np.asarray((self.base[site] != self.donor[site]).any(0))
+            found.append(np.bincount(self._ids(site)[differs], minlength=size) > 0)
+        return np.concatenate(found)
+
+    def named(self, units: np.ndarray) -> dict[str, np.ndarray]:
+        """The indices at each site of units that are counted through all sites."""
+        starts = np.cumsum([0, *self.sizes.values()])
+        return {
+            site: units[(units >= start) & (units < end)] - start
+            for site, start, end in zip(self.sizes, starts[:-1], starts[1:], strict=True)
+        }
+
+    def fractions(self, masks: np.ndarray) -> np.ndarray:
+        """Mediated fractions `[A, M]` of the joint patches of masks `[A, U]`."""
+        found = [np.asarray(_fractions(self, jnp.asarray(rows))) for rows in _in_blocks(masks)]
+        return np.concatenate(found)[: len(masks)] if found else np.zeros((0, len(self.output)))
+
+    def gradient(self, mask: np.ndarray) -> np.ndarray:
+        """The derivative of the mean mediated fraction by how far each unit is patched, `[U]`."""
+        return np.asarray(_gradient(self, jnp.asarray(mask)))
+
+    def run(self, amounts: jax.Array, rows: jax.Array) -> jax.Array:
+        """Mediated fractions `[B]` when units are patched by amounts `[B, U]` in [0, 1]."""
+        edits: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        start = 0
+        for site, size in self.sizes.items():
+            share = amounts[:, start : start + size][:, self._ids(site)]
+            start += size
+            donor = self.donor[site][rows]
+            if not edits:  # here the activation is known, and what lies before it need not be run
+                edits[site] = replace
+                values[site] = _mixed(self.base[site][rows], (share, donor))
+            else:
+                edits[site], values[site] = _mixed, (share, donor)
+        patched = intervene(self.apply_fn, edits)
+        output, _ = patched(self.variables, values, take(self.inputs, rows))
+        effect = read(self.readout, output) - self.output[rows]
+        total = self.donor_output[rows] - self.output[rows]
+        return mediated_fractions(effect, total, self.tau)
+
+    def _ids(self, site: str) -> np.ndarray:
+        """Which unit each element of a site belongs to."""
+        return unit_ids(self.base[site].shape[1:], self.by)
+
+
+def joint_patches(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    clean: Any,
+    corrupted: Any,
+    sites: Iterable[str],
+    *,
+    by: By,
+    readout: Readout,
+    tau: float,
+    chunk: int | None,
+) -> JointPatches:
+    """Records all pairs, for patches of the clean run.
+
+    Raises:
+      ValueError: An unknown site, or inputs that do not fit.
+    """
+    pairs = count_examples(clean, corrupted)
+    chunk = resolve_chunk(chunk)
+    names = network_order(apply_fn, variables, clean, sites)
+    options = names, readout, even_chunk(chunk, pairs)
+    output, base = record(apply_fn, variables, clean, *options)
+    donor_output, donor = record(apply_fn, variables, corrupted, *options)
+    return JointPatches(
+        names,
+        apply_fn,
+        variables,
+        clean,
+        corrupted,
+        base,
+        donor,
+        output,
+        donor_output,
+        readout,
+        by,
+        tau,
+        chunk,
+    )
+
+
+def network_order(
+    apply_fn: Callable[..., Any], variables: Any, inputs: Any, sites: Iterable[str] | None
+) -> tuple[str, ...]:
+    """Sites in the order of the network; by default all that contain no other.
+
+    Raises:
+      ValueError: There is no such site.
+    """
+    one = take(inputs, jnp.arange(1))
+    if sites is None:
+        return tuple(unit_sites(apply_fn, variables, one))
+    known = all_sites(apply_fn, variables, one)
+    wanted = set(sites)
+    for site in wanted - known.keys():
+        raise ValueError(unknown_name("site", site, known))
+    return tuple(site for site in known if site in wanted)
+
+
+def _mixed(activation: jax.Array, value: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The activation and a donor's, by shares that are 0 or 1 but for derivatives."""
+    share, donor = value
+    # The sum of both, and not one plus a difference, is exact for a share of 0 or 1.
+    return (1 - share) * activation + share * donor
+
+
+def _in_blocks(masks: np.ndarray) -> Iterator[np.ndarray]:
+    """Masks in blocks of one size, the last filled up, so that one program serves all."""
+    for start in range(0, len(masks), AT_ONCE):
+        yield np.resize(masks[start : start + AT_ONCE], (AT_ONCE, masks.shape[1]))
+
+
+@jax.jit
+def _fractions(patches: JointPatches, masks: jax.Array) -> jax.Array:
+    def of_mask(mask: jax.Array) -> jax.Array:
+        def run(rows: jax.Array) -> jax.Array:
+            amounts = jnp.broadcast_to(mask.astype(jnp.float32), (len(rows), len(mask)))
+            return patches.run(amounts, rows)
+
+        return map_chunks(run, len(patches.output), patches.chunk)
+
+    return lax.map(of_mask, masks)
+
+
+@jax.jit
+def _gradient(patches: JointPatches, mask: jax.Array) -> jax.Array:
+    def run(rows: jax.Array) -> jax.Array:
+        amounts = jnp.broadcast_to(mask.astype(jnp.float32), (len(rows), len(mask)))
+        found, pull = jax.vjp(lambda amounts: patches.run(amounts, rows), amounts)
+        return pull((~jnp.isnan(found)).astype(found.dtype))[0]
+
+    return map_chunks(run, len(patches.output), patches.chunk).mean(0)

@@ -1,0 +1,159 @@
+"""Where in a feature map each factor acts.
+
+Marks as in `vaejax.metrics`: [R] is our reconstruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from vaejax.checks import check_changed
+from vaejax.chunking import even_chunk
+from vaejax.estimates import Estimate, bootstrap_mean
+from vaejax.interventions.attribution import attribute
+from vaejax.interventions.passes import TAU, Readout, count_examples, record, shape_of
+from vaejax.interventions.patching import patch_units
+from vaejax.interventions.unit_sweep import Progress
+
+_COLUMNS = 1024  # units whose intervals are computed at once
+
+
+@struct.dataclass
+class SelectivityMaps:
+    """Where in a feature map each factor acts: K factors.
+
+    Attributes:
+      effect: `[..., K]` for positions, `[..., C, K]` for elements, of a site `[B, ..., C]`; with
+        its bootstrap interval over pairs. NaN for a factor without pairs.
+      total: Mean `||TE||` of each factor's pairs, `[K]`.
+      pairs: Pairs of each factor that count, `[K]` int32.
+      skipped: Those left out, without a total effect, `[K]` int32.
+    """
+
+    effect: Estimate
+    total: jax.Array
+    pairs: jax.Array
+    skipped: jax.Array
+
+
+def selectivity_maps(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    clean: Any,
+    corrupted: Any,
+    changed: Any,
+    site: str,
+    *,
+    num_factors: int,
+    by: Literal["position", "element"] = "position",
+    method: Literal["patching", "attribution"] = "patching",
+    readout: Readout = None,
+    tau: float = TAU,
+    chunk: int | None = None,
+    key: jax.Array | None = None,
+    progress: Progress | None = None,
+) -> SelectivityMaps:
+    """Which places of a feature map carry a change of each factor [R].
+
+        E[u, k] = mean_{pairs of k} ||NIE_u|| / mean_{pairs of k} ||TE||
+
+    By `"patching"` every unit of every pair is patched: exact, and quick for positions. By
+    `"attribution"` a pair costs three passes whatever the number of units; what is averaged is then
+    `|<NIE_u, TE>| / ||TE||` to first order: only the part of the effect along the total one. Both
+    agree where the network is linear from the site on and the quantity of interest one number.
+
+    Args:
+      apply_fn: The network, `readout` to the quantity of interest, `tau` and `chunk` as for
+        `vaejax.interventions.patch_units`.
+      variables: Its variables.
+      clean: M inputs: an array `[M, ...]` or a pytree of them.
+      corrupted: The same with one factor changed.
+      changed: Which factor that is, `[M]` integers below `num_factors`.
+      site: A site with places, `[B, ..., C]`, such as a feature map `[B, H, W, C]`.
+      num_factors: K.
+      by: Whether a unit is a `"position"`, all its channels together, or an `"element"`.
+      method: See above.
+      readout: See there.
+      tau: See there; the pairs below it are left out and counted.
+      chunk: See there.
+      key: Draws the bootstrap's resamples.
+      progress: Called now and then by patching.
+
+    Returns:
+      The maps.
+
+    Raises:
+      ValueError: `by` or `method` is none of these, the site has no places, `changed` is not `[M]`
+        factors, or as `patch_units`.
+    """
+    _one_of("by", by, ("position", "element"))
+    _one_of("method", method, ("patching", "attribution"))
+    factors, _ = check_changed(changed, num_factors, count_examples(clean, corrupted))
+    shape = shape_of(apply_fn, variables, clean, site)
+    if len(shape) < 2:
+        raise ValueError(f"site {site!r}: expected a site with places, got {['B', *shape]}")
+
+    options: dict[str, Any] = {
+        "sites": [site], "by": by, "readout": readout, "tau": tau, "chunk": chunk
+    }  # fmt: skip
+    if method == "patching":
+        patched = patch_units(apply_fn, variables, clean, corrupted, progress=progress, **options)
+        effects, norms = patched[site].effects, patched[site].total
+    else:
+        found = attribute(apply_fn, variables, clean, corrupted, **options)
+        size = even_chunk(chunk, len(factors))
+        before, after = (
+            record(apply_fn, variables, inputs, (), readout, size)[0]
+            for inputs in (clean, corrupted)
+        )
+        norms = jnp.linalg.norm(after - before, axis=1)
+        effects = jnp.abs(found[site].mediated_fractions) * norms
+    skipped = np.asarray((norms < tau) | (norms == 0))
+    of_factor = factors[:, None] == np.arange(num_factors)
+    counted = of_factor & ~skipped[:, None]
+    effect, mean_total = _ratios(jnp.asarray(effects).T, norms, jnp.asarray(counted), key)
+    shape = shape if by == "element" else shape[:-1]
+    return SelectivityMaps(
+        effect=jax.tree.map(lambda leaf: leaf.reshape(*shape, num_factors), effect),
+        total=mean_total,
+        pairs=jnp.asarray(counted.sum(0), jnp.int32),
+        skipped=jnp.asarray((of_factor & skipped[:, None]).sum(0), jnp.int32),
+    )
+
+
+@jax.jit
+def _ratios(
+    effects: jax.Array, norms: jax.Array, counted: jax.Array, key: jax.Array | None
+) -> tuple[Estimate, jax.Array]:
+    """Ratios `[S, K]` of effects `[M, S]` and norms `[M]`, by pairs `[M, K]`; norms `[K]`."""
+    num = effects.shape[1]
+    blocks = jnp.pad(effects, ((0, 0), (0, -num % _COLUMNS))).reshape(len(effects), -1, _COLUMNS)
+    blocks = jnp.moveaxis(blocks, 1, 0)
+
+    def of_factor(pairs: jax.Array) -> Estimate:
+        def of_block(block: jax.Array) -> Estimate:
+            sums = jnp.where(pairs[:, None], block, 0), jnp.where(pairs, norms, 0)
+            value = sums[0].mean(0) / sums[1].mean()
+            return Estimate(value, *bootstrap_mean(_ratio, sums, key=key))
+
+        found = lax.map(of_block, blocks)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num], found)
+
+    found = jax.tree.map(lambda leaf: leaf.T, lax.map(of_factor, counted.T))
+    return found, jnp.where(counted, norms[:, None], 0).sum(0) / counted.sum(0)
+
+
+def _ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return means[0] / means[1]
+
+
+def _one_of(name: str, value: str, expected: Sequence[str]) -> None:
+    if value not in expected:
+        raise ValueError(f"expected {name} to be one of {', '.join(expected)}, got {value!r}")
