@@ -29,7 +29,7 @@ lint: install
 bench: install
 	for name in latent_interventions patching mediation attribution train_step; do \
 	  $(BIN)/python -m benchmarks.$$name --peer-python $(PEER) || exit; done
-	for name in layers metrics precision render streaming sweep_scaling; do $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in circuits layers metrics precision render streaming sweep_scaling; do $(BIN)/python -m benchmarks.$$name || exit; done
 	$(BIN)/python -m benchmarks.summary
 
 clean:

@@ -67,13 +67,8 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
 
     from experiments import files, output, readouts, report, runs
     from experiments.measure import MissingError
-    from vaejax import checkpoint
 
-    try:
-        restored = checkpoint.restore(path)
-        run = runs.Run.from_config(restored.config)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise cli.UsageError(str(error)) from error
+    run, restored = cli.restore(path)
     output.set_up_compiler(run.preset)  # as the sweep, for the same numbers
     console = output.console()
     # The sweep's own read-out, if the run is still where the sweep has put it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,15 @@ from flax import linen as nn
 from experiments import effects
 from vaejax import circuits, interventions
 from vaejax.circuits import Circuit, FactorUnits
-from vaejax.circuits.discovery import SearchProgress
 from vaejax.data import Renderable
 from vaejax.types import Variables
+
+Progress = Callable[[int, int], None]
+
+KEY = 20_261_123
+"""Seed of the images that are taken apart; no run trains with it."""
+
+_GRAPH_PAIRS = 16  # of each factor
 
 # What is the same as another site, has no part in a reconstruction from means, or is the output.
 _LEFT_OUT = ("encoder/mean", "encoder/logvar", "reconstruction")
@@ -48,7 +54,7 @@ def anatomy(
     sites: Collection[str] | None = None,
     screen: int | None = None,
     threshold: float = circuits.THRESHOLD,
-    progress: SearchProgress | None = None,
+    progress: Progress | None = None,
 ) -> Anatomy:
     """Finds the units and circuits of a model.
 
@@ -87,11 +93,79 @@ def anatomy(
     return Anatomy(tuple(factors), units, found)
 
 
+def bottleneck(
+    model: nn.Module, variables: Variables, source: Renderable, values: jax.Array
+) -> Anatomy:
+    """The units and circuits of the latents (of a VQ-VAE, its codes), and the layers beside them.
+
+    Arguments as for `anatomy`.
+    """
+    images, _ = effects.factor_pairs(source, values)
+    names = unit_sites(model, variables, images[:1])
+    middle = names.index(_latent_site(names))
+    sites = names[max(0, middle - 1) : middle + 2]
+    return anatomy(model, variables, source, values, sites=sites)
+
+
+def latent_graph(found: Anatomy, names: Sequence[str]) -> Any:
+    """The graph of which factor moves which latent; `names` are those of all factors."""
+    site = _latent_site(found.units)
+    units = found.units[site]
+    return circuits.latent_factor_graph(units.effect.value, units.beyond_null, names, site)
+
+
+def _latent_site(names: Collection[str]) -> str:
+    return "quantized" if "quantized" in names else "z"
+
+
 def unit_sites(model: nn.Module, variables: Variables, images: jax.Array) -> list[str]:
     """The sites of a model that circuits are looked for at: its layers, and its latents."""
     names = interventions.unit_sites(effects.reconstruct(model), variables, images)
     last = [name for name in names if name.startswith("decoder/")][-1]
     return [name for name in names if name not in (*_LEFT_OUT, last)]
+
+
+def graph(
+    model: nn.Module,
+    variables: Variables,
+    source: Renderable,
+    values: jax.Array,
+    found: Anatomy,
+    *,
+    widest: int,
+    progress: Progress | None = None,
+) -> Any:
+    """The graph of the units of all circuits, and the paths between them.
+
+    Args:
+      model: As for `anatomy`, and so are the next three.
+      variables: See there.
+      source: See there.
+      values: See there; of the pairs that circuits were judged on, the first few are used.
+      found: What it returned.
+      widest: Sites of more units are passed over: a path goes through them as it will.
+      progress: Called with the number of sending units done and their total.
+
+    Returns:
+      A `networkx.DiGraph`, see `circuits.unit_graph`; None if there are fewer than two sites.
+    """
+    units = {
+        site: np.unique(np.concatenate([circuit.units[site] for circuit in of_site]))
+        for site, of_site in found.circuits.items()
+        if len(found.units[site].label) <= widest
+    }
+    units = {site: of_site for site, of_site in units.items() if len(of_site)}
+    if len(units) < 2:
+        return None
+    names = [factor.name for factor in source.factors]
+    clean, corrupted = effects.factor_pairs(source, values)
+    rows = np.arange(len(clean)).reshape(len(names), -1)[:, 1::2][:, :_GRAPH_PAIRS].ravel()
+    changed = np.repeat(np.arange(len(names)), len(values))[rows]
+    return circuits.unit_graph(
+        effects.reconstruct(model), variables, clean[rows], corrupted[rows], changed, units,
+        names=names, carries={site: found.units[site].beyond_null for site in units},
+        progress=progress,
+    )  # fmt: skip
 
 
 def columns(found: Anatomy) -> dict[str, float | None]:
@@ -105,7 +179,9 @@ def columns(found: Anatomy) -> dict[str, float | None]:
         if not np.isnan(circuit.found)
     ]
     overlaps = [overlap for site in found.circuits for overlap in overlaps_of(found, site).values()]
+    mono = np.concatenate([of_site.monosemanticity for of_site in found.units.values()])
     return {
+        "monosemanticity": _mean(mono),
         "monosemantic_fraction": _mean(labels == circuits.MONOSEMANTIC),
         "polysemantic_fraction": _mean(labels == circuits.POLYSEMANTIC),
         "circuit_size": _mean(shares),

@@ -10,10 +10,14 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from experiments.presets import METRICS, PRECISIONS, PRESETS, SOURCES, Preset
+
+if TYPE_CHECKING:
+    from experiments.runs import Run
+    from vaejax.checkpoint import Checkpoint
 
 
 class UsageError(Exception):
@@ -82,6 +86,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """An argparse type: a number above 0 and up to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text!r}")
+    return number
+
+
 def shard(text: str) -> tuple[int, int]:
     """An argparse type: `I/N`, the I-th of N shares, counted from 1.
 
@@ -143,6 +158,35 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Preset:
         if repeated:
             raise UsageError(f"--{option} names {', '.join(repeated)} more than once")
     return preset
+
+
+def check_names(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Checks names that only a dataset or a model knows.
+
+    Raises:
+      UsageError: One is unknown.
+    """
+    from vaejax.errors import unknown_name
+
+    for name in given:
+        if name not in known:
+            raise UsageError(unknown_name(kind, name, known))
+
+
+def restore(path: str) -> tuple[Run, Checkpoint]:
+    """The run of a directory, and its last checkpoint.
+
+    Raises:
+      UsageError: There is none that can be read.
+    """
+    from experiments import runs
+    from vaejax import checkpoint
+
+    try:
+        restored = checkpoint.restore(path)
+        return runs.Run.from_config(restored.config), restored
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(str(error)) from error
 
 
 def run(prog: str, main: Callable[[], None]) -> NoReturn:

@@ -16,7 +16,7 @@ from vaejax import interventions, metrics
 from vaejax.data import DataSource, Renderable, SCMSource
 from vaejax.estimates import Estimate, estimate, estimate_mean, estimate_means
 from vaejax.metrics import CALIBRATED_QUANTILES, CES, CircuitModularity, FactorReadout, Specificity
-from vaejax.models import nearest
+from vaejax.models import VAE, FactorVAE, nearest
 from vaejax.types import Variables
 
 Columns = dict[str, float | None]
@@ -280,6 +280,14 @@ def mediation(
     return columns, arrays, units
 
 
+def without_discriminator(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
+    """A FactorVAE as the VAE that it is after training, which shares the programs of others."""
+    if not isinstance(model, FactorVAE):
+        return model, variables
+    params = {name: of for name, of in variables["params"].items() if name != "discriminator"}
+    return VAE(model.encoder, model.decoder, model.likelihood), {**variables, "params": params}
+
+
 @functools.lru_cache  # one function for each model, so that its programs are found again
 def reconstruct(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]:
     """The model as a network from images to reconstructions."""
@@ -291,9 +299,15 @@ def reconstruct(model: nn.Module) -> Callable[[Variables, jax.Array], jax.Array]
     return network
 
 
+@functools.partial(jax.jit, static_argnames="n")
+def draw(source: DataSource, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """`n` images with their factors, by one program: to draw takes a hundred small operations."""
+    return source.batch(key, n)
+
+
 @jax.jit
-def factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Clean and corrupted images, all N of the first factor, then of the next: `[K N, ...]`."""
+def changed_factors(source: Renderable, factors: jax.Array) -> jax.Array:
+    """Factors `[N, K]` with the first changed, then with the next: `[K N, K]`."""
     sizes = [factor.size for factor in source.factors]
     keys = jax.random.split(jax.random.key(0), len(sizes))
     set_factor = _set_factor(source)
@@ -303,10 +317,17 @@ def factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, jax
         ).corrupted
         for k, key in enumerate(keys)
     ]
+    return jnp.concatenate(changed)
+
+
+@jax.jit
+def factor_pairs(source: Renderable, factors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images of the factors and of the changed ones, `[K N, ...]` each."""
+    changed = changed_factors(source, factors)
     # Drawn once: what draws a shape takes longer to compile than to run.
-    images = jax.vmap(source.render)(jnp.concatenate([factors.astype(changed[0].dtype), *changed]))
+    images = jax.vmap(source.render)(jnp.concatenate([factors.astype(changed.dtype), changed]))
     n = len(factors)
-    return jnp.tile(images[:n], (len(sizes), 1, 1, 1)), images[n:]
+    return jnp.tile(images[:n], (len(changed) // n, 1, 1, 1)), images[n:]
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "site"))

@@ -13,11 +13,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from experiments import effects, scores
+from experiments import circuit_effects, effects, scores
 from experiments.presets import METRICS, Preset
 from vaejax import metrics
 from vaejax.data import DataSource, Renderable
-from vaejax.models import VAE, FactorVAE, perplexity, reparameterize
+from vaejax.models import perplexity, reparameterize
 from vaejax.objectives import kl_divergence
 from vaejax.types import Variables, VQOutput
 
@@ -33,12 +33,14 @@ class Measurement(NamedTuple):
       latents: Arrays over latents, saved as `latents.npz`.
       units: Arrays over the units of each site, saved as `units.npz`.
       scores: How each disentanglement score came about, saved as `disentanglement.json`.
+      graphs: Of networkx by name, saved as `NAME.graphml`.
     """
 
     row: dict[str, Any]
     latents: dict[str, Any]
     units: dict[str, Any]
     scores: dict[str, Any]
+    graphs: dict[str, Any]
 
 
 class _Encoded(NamedTuple):
@@ -91,11 +93,7 @@ def measure(
     Raises:
       MissingError: The model does not have this representation, or no passive latents.
     """
-    if isinstance(model, FactorVAE):
-        # Its discriminator is for training; without it, it shares the programs of the other VAEs.
-        model = VAE(model.encoder, model.decoder, model.likelihood)
-        params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
-        variables = {**variables, "params": params}
+    model, variables = effects.without_discriminator(model, variables)
     encoded, moments = _encode(model, variables, source, n=preset.examples)
     types = None
     if encoded.codes.size == 0:
@@ -110,11 +108,11 @@ def measure(
         columns, arrays, record = scores.disentanglement(
             scored, names=names, scored=preset.scored_examples, votes=preset.votes
         )
-        return Measurement(columns, arrays, {}, record)
+        return Measurement(columns, arrays, {}, record, {})
 
     effects_of = _effects(model, variables, source, preset, readout, encoded)
     parts = [disentanglement, *(part for name, part in effects_of.items() if name in names)]
-    whole = Measurement(*_basics(model, encoded, moments, types, readout), {}, {})
+    whole = Measurement(*_basics(model, encoded, moments, types, readout), {}, {}, {})
     for part in parts:
         for wanted, found in zip(whole, part(), strict=True):
             wanted.update(found)
@@ -170,25 +168,34 @@ def _effects(
         assert readout is not None
         active = metrics.active_latents(encoded.kl.mean(0)) if has_posterior else None
         found = effects.latent_effects(model, variables, latents, encoded.samples, active, readout)
-        return Measurement(*found, {}, {})
+        return Measurement(*found, {}, {}, {})
 
     def code_effects() -> Measurement:
-        images, _ = source.batch(jax.random.key(_KEY), preset.ces_examples)
+        images, _ = effects.draw(source, jax.random.key(_KEY), preset.ces_examples)
         return Measurement(
-            *effects.code_effects(model, variables, images, preset.latent_dim), {}, {}
+            *effects.code_effects(model, variables, images, preset.latent_dim), {}, {}, {}
         )
 
     def factor_effects() -> Measurement:
-        return Measurement(*effects.factor_effects(model, variables, source, factors), {})
+        return Measurement(*effects.factor_effects(model, variables, source, factors), {}, {})
 
     def mediation() -> Measurement:
-        return Measurement(*effects.mediation(model, variables, source, factors), {})
+        return Measurement(*effects.mediation(model, variables, source, factors), {}, {})
+
+    def circuits() -> Measurement:
+        assert isinstance(source, Renderable)
+        values = encoded.factors[: 2 * preset.ces_examples]
+        found = circuit_effects.bottleneck(model, variables, source, values)
+        columns, units = circuit_effects.columns(found), circuit_effects.arrays(found)
+        names = [factor.name for factor in source.factors]
+        graphs = {"latent_factors": circuit_effects.latent_graph(found, names)}
+        return Measurement(columns, {}, units, {}, graphs)
 
     there: dict[str, Callable[[], Measurement]] = {"latent_effects": latent_effects}
     if not has_posterior:
         there["code_effects"] = code_effects
     if isinstance(source, Renderable):
-        there |= {"factor_effects": factor_effects, "mediation": mediation}
+        there |= {"factor_effects": factor_effects, "mediation": mediation, "circuits": circuits}
     return there
 
 

@@ -81,7 +81,7 @@ def grid(rows: Mapping[str, np.ndarray], title: str) -> bytes:
         # Placed by hand: a layout engine takes longer than everything else together.
         axes = figure.add_axes((0.16, 0.0, 0.84, 1 - 0.25 / height))
         _draw_rows(axes, rows, title)
-        return _png(figure)
+        return png(figure)
 
 
 def side_by_side(columns: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> bytes:
@@ -112,7 +112,7 @@ def side_by_side(columns: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> b
                 _draw_rows(figure.add_axes(box), rows, name)
                 top -= gap
             left += column_width
-        return _png(figure)
+        return png(figure)
 
 
 def _width(rows: Mapping[str, np.ndarray]) -> int:
@@ -138,7 +138,8 @@ def _draw_rows(axes: Axes, rows: Mapping[str, np.ndarray], title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The picture as a file."""
     content = io.BytesIO()
     # The version of matplotlib is left out, so that equal pictures are equal files.
     figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})

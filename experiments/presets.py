@@ -2,9 +2,9 @@
 
 | preset | what for | time on 2 CPU cores |
 |---|---|---|
-| smoke | does everything work? | 2 minutes, nearly all of it compiling; 1 with programs on disk |
-| demo | the default: small models that have learnt something | 6 to 7 minutes |
-| quick | all datasets at the demo's size | 39 minutes |
+| smoke | does everything work? | 5 minutes, nearly all of it compiling |
+| demo | the default: small models that have learnt something | 14 minutes, beside other work |
+| quick | all datasets at the demo's size | 39 minutes, before circuits |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
 """
 
@@ -21,7 +21,10 @@ DISENTANGLEMENT = (
     *("mig", "dci", "sap", "factor_vae_score", "beta_vae_score"),
     *("modularity_rm", "explicitness", "irs", "infomec"),
 )
-METRICS = (*DISENTANGLEMENT, "latent_effects", "code_effects", "factor_effects", "mediation")
+METRICS = (
+    *DISENTANGLEMENT,
+    *("latent_effects", "code_effects", "factor_effects", "mediation", "circuits"),
+)
 REPRESENTATIONS = ("means", "samples", "codes", "pooled")
 
 
@@ -49,7 +52,8 @@ class Preset:
       scored_examples: How many of them classifiers of the disentanglement metrics get, two thirds
         to train and one to test.
       votes: Sets that the FactorVAE and beta-VAE scores learn from; half as many are judged.
-      ces_examples: Images that are intervened on.
+      ces_examples: Images that are intervened on; twice as many for circuits, of which half are
+        held out.
       readout_steps: Steps of training the factor read-out.
       optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
       precision: What products of float32 matrices are rounded to on accelerators that are faster

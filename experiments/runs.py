@@ -21,6 +21,7 @@ from experiments.measure import measure
 from experiments.presets import Preset
 from experiments.progress import training_progress
 from vaejax import checkpoint, data, devices, zoo
+from vaejax.circuits import to_graphml
 from vaejax.metrics import FactorReadout
 from vaejax.training import History, Recipe, TrainState, fit, init, unstack
 
@@ -233,7 +234,7 @@ def finish(
       run: The run.
       state: Its state at the end.
       readout: The factor read-out of its dataset; None if no effects of latents are measured.
-      path: Where to write `latents.npz`, `units.npz`, `disentanglement.json`, the pictures and,
+      path: Where to write `latents.npz`, `units.npz`, `disentanglement.json`, graphs, pictures and,
         last, `metrics.json`; None to write nothing.
       columns: What else to put into the row.
       **options: What to measure, as `measure` takes it.
@@ -260,7 +261,10 @@ def finish(
             files.write_npz(path / "latents.npz", measurement.latents)
             files.write_npz(path / "units.npz", measurement.units)
             files.write_json(path / "disentanglement.json", measurement.scores)
-            pictures.draw(path, model, state.variables, source, measurement.latents)
+            for name, graph in measurement.graphs.items():
+                files.write_bytes(path / f"{name}.graphml", to_graphml(graph).encode())
+            if "ces_calibrated" in measurement.latents:  # which says what latents to draw
+                pictures.draw(path, model, state.variables, source, measurement.latents)
     row |= columns or {}
     if path is not None:
         files.write_json(path / "metrics.json", row)

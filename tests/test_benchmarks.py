@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import vaejax
-from benchmarks import common, costs, layers, precision, reference
+from benchmarks import circuits, common, costs, layers, precision, reference
 from benchmarks.common import Case, Goal
-from experiments import jobs, runs
+from experiments import jobs, output, runs
 from experiments.presets import PRESETS
 
 
@@ -172,3 +172,76 @@ def test_the_products_of_a_layer_are_each_others_adjoints(layer):
     expected = jnp.vdot(forward(x), y)
     np.testing.assert_allclose(jnp.vdot(by_input(y), x), expected, rtol=1e-4)
     np.testing.assert_allclose(jnp.vdot(by_kernel(pair), kernel), expected, rtol=1e-4)
+
+
+def test_ranks_agree_over_units_and_factors():
+    exact = np.array([[4.0, 0.4], [3.0, 0.3], [2.0, 0.2], [1.0, 0.1]])
+    assert circuits.rank_correlation(exact, 2 * exact**3) == pytest.approx((1.0, 1.0, 1.0))
+    # Of ranks 8 4, 7 3, 6 2, 5 1 the second's first two rows are exchanged: 1 - 6 * 4 / (8 * 63).
+    value, low, high = circuits.rank_correlation(exact, exact[[1, 0, 2, 3]])
+    assert value == pytest.approx(1 - 6 * 4 / (8 * 63))
+    assert 0 < low < value < high == pytest.approx(1.0)
+    assert circuits.rank_correlation(exact, np.ones_like(exact)) is None
+    assert circuits.rank_correlation(exact[:0], exact[:0]) is None
+
+
+def test_a_screen_is_to_find_the_strongest_units_of_each_factor():
+    exact = np.zeros((20, 3))
+    exact[[3, 4], 0] = 2.0, 1.0
+    exact[[5, 6, 7], 1] = 3.0, 2.0, 1.0  # the third is none of the first 10%
+    attributed = np.zeros((20, 3))
+    attributed[[4, 9, 3], 0] = 3.0, 2.0, 1.0
+    attributed[[5, 6], 1] = 1.0, 2.0
+    # Half of them for one factor, all for the next; for the last there is nothing to find.
+    assert circuits.recall(exact, attributed, 0.1) == 0.75
+    assert circuits.recall(exact, attributed, 0.15) == 1.0
+    assert circuits.recall(np.zeros((20, 3)), attributed, 0.1) is None
+
+
+TINY = ("--pairs", "4", "--sites", "z")
+
+
+@pytest.fixture(scope="module")
+def tiny_circuits(same_compiler, tmp_path_factory):
+    # As the analysis sets it up itself, which then finds these programs.
+    output.set_up_compiler(PRESETS["smoke"])
+    options = ("--preset", "smoke", "--steps", "1", "--analyses", "--rounds", "1", "--screen", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "RESULTS", tmp_path_factory.mktemp("results"))
+        circuits.main([*options, *TINY])
+        return json.loads((common.RESULTS / "circuits.json").read_text())
+
+
+def test_attribution_is_held_against_exact_patches(tiny_circuits):
+    names = [row["case"] for row in tiny_circuits["rows"]]
+    assert names[:2] == ["patch_units", "attribute"]
+    assert all(row["effects/s"] > 0 for row in tiny_circuits["rows"])
+    of_site, of_all = tiny_circuits["agreement"]
+    assert (of_site["case"], of_all["case"]) == ("z", "all")
+    assert of_site["units"] == of_all["units"] == 10
+    # A screen patches at least the first unit of a factor, and at most that of each of five.
+    assert 0.1 <= of_site["patched"] <= 0.5
+
+
+def test_an_analysis_has_as_many_patches_as_units_and_pairs(tiny_circuits, capsys):
+    circuits.main(["--alone", "smoke", *TINY, "--repeats", "2"])
+    first, again = json.loads(capsys.readouterr().out)
+    assert first["units"] == 10
+    assert first["patches"] == again["patches"] == 10 * 4 * 5
+    assert again["time / floor"] == pytest.approx(again["seconds"] / again["floor, s"])
+    assert again["peak MiB"] >= first["peak MiB"] >= first["start MiB"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "3"], "--pairs: expected at least 4, half of them held out, got 3"),
+        (["--run", "nowhere"], "nowhere"),
+        (["--alone", "smoke", "--pairs", "4", "--sites", "y"], "unknown site 'y'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, capsys, same_compiler):
+    with pytest.raises(SystemExit) as stopped:
+        circuits.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

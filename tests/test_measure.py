@@ -131,7 +131,7 @@ def test_a_latent_that_carries_the_factor_mediates_its_effect(readout):
         encoder__logvar__bias=np.array([-4.0, 0.0]),
         decoder__logits__kernel=np.array([[2.0], [0.0]]),
     )
-    row, latents, units, _ = measure(model, variables, Halves(), PRESET, readout)
+    row, latents, units, _, graphs = measure(model, variables, Halves(), PRESET, readout)
     np.testing.assert_allclose(latents["factor_latents"], [[1, 0], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(units["factor_encoder/mean"], [[1, 0], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(latents["mediated_fraction"][0], [1, 0], atol=1e-5)
@@ -139,6 +139,13 @@ def test_a_latent_that_carries_the_factor_mediates_its_effect(readout):
     assert row["mediated_fraction_max"] == pytest.approx(1, abs=1e-5)
     assert row["mediated_fraction_sum_high"] == pytest.approx(1, abs=1e-5)
     assert (row["pairs"], row["pairs_skipped"]) == (8, 4)
+    # Of the two latents one carries one factor, and is its circuit.
+    np.testing.assert_allclose(units["effect_z"], [[1, 0], [np.nan, np.nan]], atol=1e-5)
+    np.testing.assert_array_equal(units["circuit_z"], [[True, False], [False, False]])
+    assert units["circuit_faithfulness_z"][0] == pytest.approx(1, abs=1e-5)
+    assert row["circuit_faithfulness"] == pytest.approx(1, abs=1e-5)
+    assert row["circuit_size"] == pytest.approx(1 / 2)
+    assert set(graphs["latent_factors"]) == {"white", "unseen", "z:0", "z:1"}
     # Sixteen equal units share the effect; to first order, which the sigmoid bends.
     shares = units["attribution_decoder/logits"][0]
     assert shares.shape == (PIXELS,)

@@ -55,3 +55,15 @@ def test_the_metrics_example_finds_the_latent_of_each_factor():
 def test_a_world_has_counterfactuals_and_a_truth():
     example = next(example for example in EXAMPLES if "dsprites@fork" in example)
     assert run(example).split() == ["3", "-0.3"]
+
+
+def test_circuits_of_that_model_are_found_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = next(example for example in EXAMPLES if "class MyVAE" in example)
+    start = example[: example.index("print(")]
+    example = next(example for example in EXAMPLES if "find_circuits" in example)
+    *labels, circuit, overlap = run(f"{start}\n{example}").splitlines()
+    assert len(" ".join(labels).strip("[]").split()) == 64
+    assert circuit.startswith("{'code': array([")
+    assert overlap.startswith("Overlap(jaccard=")
+    assert (tmp_path / "circuit.dot").read_text().startswith("digraph")

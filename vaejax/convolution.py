@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,12 +198,17 @@ def _blocks_of_kernel(kernel: jax.Array) -> jax.Array:
     return blocks.reshape(m * m, 4 * channels, features)
 
 
+@functools.lru_cache(maxsize=1024)  # every trace of a network asks anew
+def _output(function: Callable[..., jax.Array], m: int, *args: jax.ShapeDtypeStruct) -> Any:
+    return jax.eval_shape(functools.partial(function, m=m), *args)
+
+
 def _bilinear(name: str, function: Callable[..., jax.Array]) -> Primitive:
     """A JAX primitive computed by a function that is linear in each of its two arguments."""
     primitive = Primitive(name)
 
     def abstract_eval(*args: ShapedArray, m: int) -> ShapedArray:
-        out = jax.eval_shape(functools.partial(function, m=m), *args)
+        out = _output(function, m, *(jax.ShapeDtypeStruct(of.shape, of.dtype) for of in args))
         # Of the mesh that the image is on, if there is one.
         return args[0].update(shape=out.shape, dtype=out.dtype, weak_type=False)
 

@@ -140,13 +140,13 @@ def estimate_mean(values: jax.Array, key: jax.Array | None = None) -> Estimate:
     """
     there = ~jnp.isnan(values)
     sums = jnp.where(there, values, 0), there.astype(values.dtype)
-    return Estimate(jnp.nanmean(values, axis=0), *bootstrap_mean(_ratio, sums, key=key))
+    return Estimate(jnp.nanmean(values, axis=0), *bootstrap_mean(ratio, sums, key=key))
 
 
 @jax.jit
 def estimate_means(
-    values: Mapping[str, jax.Array], key: jax.Array | None = None
-) -> dict[str, Estimate]:
+    values: Mapping[Any, jax.Array], key: jax.Array | None = None
+) -> dict[Any, Estimate]:
     """`estimate_mean` of each of many arrays `[N, ...]` of the same N, in one loop for all.
 
     Example:
@@ -171,7 +171,8 @@ def estimate_means(
     return found
 
 
-def _ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
+def ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The statistic of `bootstrap_mean` that is the first mean by the second."""
     return means[0] / means[1]
 
 

@@ -39,9 +39,9 @@ def test_maps_of_planted_factors(by, method):
     corrupted[np.arange(16), changed] += rng.normal(size=16).astype(np.float32)
     corrupted[15] = clean[15]
     found = selectivity_maps(
-        Places().apply, {}, clean, corrupted, changed, "map",
+        Places().apply, {}, clean, corrupted, changed, ["map"],
         num_factors=3, by=by, method=method, chunk=8,
-    )  # fmt: skip
+    )["map"]  # fmt: skip
     step = (corrupted - clean)[np.arange(16), changed]
     outside = 0.5 * (corrupted[:, 0] ** 2 - clean[:, 0] ** 2)
     assert found.pairs.tolist() == [8, 7, 0]
@@ -215,7 +215,7 @@ MAP = np.ones((4, 4, 4, 2), np.float32)
 
 
 def maps(**options):
-    given = {"changed": np.zeros(4, int), "site": "map", "num_factors": 1} | options
+    given = {"changed": np.zeros(4, int), "sites": ["map"], "num_factors": 1} | options
     return selectivity_maps(Places().apply, {}, np.ones((4, 3)), np.ones((4, 3)), **given)
 
 
@@ -230,7 +230,7 @@ def effects(masks=MASKS, site="map", readout=image, **options):
         (lambda: maps(method="exact"), "method to be one of patching, attribution, got 'exact'"),
         (lambda: maps(changed=np.zeros(3, int)), r"changed \[4\] of integers"),
         (lambda: maps(changed=np.ones(4, int)), "changed from 0 to 0"),
-        (lambda: maps(site="mop"), "unknown site 'mop'"),
+        (lambda: maps(sites=["mop"]), "unknown site 'mop'"),
         (lambda: match_masks({"a": MAP[:3]}, MASKS), r"'a'.*\[4, h, w, C\], got \[3, 4, 4, 2\]"),
         (lambda: match_masks({"a": MAP * np.nan}, MASKS), "'a'.*finite activations"),
         (lambda: match_masks({"a": MAP}, {}), "masks .N, H, W. of one shape, got none"),
@@ -257,4 +257,6 @@ def test_a_site_without_places_has_no_map():
     x = jnp.ones((4, 5))
     variables = model.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="site 'layers_0': expected a site with places"):
-        selectivity_maps(model.apply, variables, x, x, np.zeros(4, int), "layers_0", num_factors=1)
+        selectivity_maps(
+            model.apply, variables, x, x, np.zeros(4, int), ["layers_0"], num_factors=1
+        )

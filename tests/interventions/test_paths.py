@@ -97,3 +97,36 @@ def test_unknown_sites_are_named(arguments, message):
     for function in (path_effect, path_units):
         with pytest.raises(ValueError, match=message):
             function(Diamond().apply, {}, x, x, *arguments)
+
+
+def test_some_units_have_the_effects_that_they_have_among_all():
+    clean, corrupted = normal(0, 6, 3), normal(1, 6, 3)
+    everything = path_units(Stacked().apply, {}, clean, corrupted, "g", "h")
+    calls = []
+    some = path_units(
+        Stacked().apply, {}, clean, corrupted, {"g": [2, 0]}, {"h": np.array([3, 0, 2])},
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    edges = np.ix_([2, 0], [3, 0, 2])
+    np.testing.assert_array_equal(some.effects, np.asarray(everything.effects)[edges])
+    np.testing.assert_array_equal(
+        some.mediated_fractions, np.asarray(everything.mediated_fractions)[edges]
+    )
+    np.testing.assert_array_equal(some.effect.value, np.asarray(everything.effect.value)[edges])
+    assert calls == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("sender", "message"),
+    [
+        ({"g": [0, 3]}, r"expected units below 3 .*got \[3\]"),
+        ({"g": [1, 1]}, r"site 'g': expected different units \[S\], got \[1, 1\]"),
+        ({"g": []}, r"site 'g': expected different units \[S\], got \[\]"),
+        ({"g": [0], "h": [1]}, "expected units of one site, got g, h"),
+        ({"g": [0.5]}, "expected units to be integers"),
+    ],
+)
+def test_units_that_are_not_there_are_refused(sender, message):
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=message):
+        path_units(Stacked().apply, {}, x, x, sender, "h")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,9 @@ from vaejax.interventions.passes import TAU, Readout, count_examples
 THRESHOLD = 0.8
 """The mediated fraction that a circuit reaches."""
 
-_RANDOM_SETS = 99
+_RANDOM_SETS = 39
 _CURVE_POINTS = 16
-
-
-class SearchProgress(Protocol):
-    """Told how far a search for circuits has got."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` circuits have been found."""
-        ...
+_TOGETHER = 4  # sites that share a program, which runs what follows the first of them
 
 
 @struct.dataclass
@@ -88,7 +81,7 @@ def find_circuits(
     tau: float = TAU,
     chunk: int | None = None,
     key: jax.Array | None = None,
-    progress: SearchProgress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, tuple[Circuit, ...]]:
     """For each site and factor, the smallest set of its units that carries the factor [R].
 
@@ -98,9 +91,9 @@ def find_circuits(
 
     Greedy, by exact patches: of the units that a gradient at the present circuit ranks first, the
     one is added that makes MF largest; when enough is reached, units that can be spared are dropped
-    again, those that lose least first. While many are needed, those that the gradient ranks first
-    are added several at a time. Sets that only help together are found, for adding goes on, but the
-    smallest of all sets is not promised.
+    again, those that lose least first, until there is none. While many are needed, those that the
+    gradient ranks first are added, and the last dropped, several at a time. Sets that only help
+    together are found, for adding goes on, but the smallest of all sets is not promised.
 
     Every other pair of a factor is used to find its circuit, and those between to judge it. Memory
     holds the activations of the sites on the 2 M inputs.
@@ -120,7 +113,7 @@ def find_circuits(
       tau: Pairs with `||TE||` below it do not count.
       chunk: See `patch_units`.
       key: Draws random sets and the bootstrap's resamples.
-      progress: Called after each circuit.
+      progress: Called after each circuit with the number done and their total.
 
     Returns:
       For each site the circuits in the order of `factors`; a circuit is empty, with NaN for its
@@ -152,9 +145,12 @@ def find_circuits(
         apply_fn, variables, clean, corrupted, names, by=by, readout=readout, tau=tau, chunk=chunk
     )
     found: dict[str, list[Circuit]] = {site: [] for site in names}
-    for done, (site, factor) in enumerate(itertools.product(names, factors), 1):
+    for done, (place, factor) in enumerate(itertools.product(range(len(names)), factors), 1):
+        # To compile takes longer than to run a few sites for nothing.
+        first, site = place // _TOGETHER * _TOGETHER, names[place]
         rows = np.flatnonzero(changed == factor)
-        found[site].append(_find(patches, rows, (site,), threshold, key))
+        of_pairs = patches.of_sites(names[first : first + _TOGETHER])
+        found[site].append(_find(of_pairs, rows, (site,), threshold, key))
         if progress is not None:
             progress(done, len(names) * len(factors))
     return {site: tuple(circuits) for site, circuits in found.items()}
@@ -216,17 +212,22 @@ def _find(
         raise ValueError(f"expected at least 4 pairs, of which half are held out, got {len(rows)}")
     # As many in both halves, so that they share their programs.
     odd, even = rows[: len(rows) // 2 * 2].reshape(-1, 2).T
-    finding, judging = (patches.of_pairs(half, sites) for half in (odd, even))
-    order = _grow(finding, threshold)
+    finding, judging = (patches.of_pairs(half) for half in (odd, even))
+    there = (finding.changing() | judging.changing()) & patches.units_of(sites)
+    order = _grow(finding, there, threshold)
     circuit, found = _prune(finding, order, threshold)
     key = jax.random.key(0) if key is None else key
-    return _judge(finding, judging, order, circuit, found, threshold, key)
+    ranked = _ranked(finding, order, circuit, np.flatnonzero(there))
+    named = {site: units for site, units in patches.named(circuit).items() if site in sites}
+    judged = _judge(judging, circuit, ranked, key)
+    return Circuit(
+        units=named, size=len(circuit), reached=bool(found >= threshold), found=found, **judged
+    )
 
 
-def _grow(patches: JointPatches, threshold: float) -> list[int]:
-    """Adds units until they mediate enough, or all are in."""
-    there, order = patches.changing(), list[int]()
-    mask = np.zeros(patches.num, bool)
+def _grow(patches: JointPatches, there: np.ndarray, threshold: float) -> list[int]:
+    """Adds units, of those in `there`, until they mediate enough or all are in."""
+    order, mask = list[int](), np.zeros(patches.num, bool)
     reached = float(_mean(patches.fractions(mask[None]))[0])  # 0, or NaN if there is no effect
     while reached < threshold and len(order) < there.sum():
         gradient = np.where(there & ~mask, patches.gradient(mask), -np.inf)
@@ -245,76 +246,79 @@ def _grow(patches: JointPatches, threshold: float) -> list[int]:
 
 def _prune(patches: JointPatches, order: list[int], threshold: float) -> tuple[np.ndarray, float]:
     """Drops units that can be spared, the least of them first; returns those left, and MF."""
-    circuit = np.array(order, int)
-    mask = _mask(circuit, patches.num)
+    mask = _mask(order, patches.num)
     reached = float(_mean(patches.fractions(mask[None]))[0])
-    while reached >= threshold:
-        units = np.flatnonzero(mask)
-        without = _mean(patches.fractions(mask & ~_one_hot(units, patches.num)))
-        least = units[np.argsort(-without, kind="stable")[:AT_ONCE]]
-        fewer = np.array([mask & ~_mask(least[:n], patches.num) for n in range(1, len(least) + 1)])
+
+    def spare(units: np.ndarray) -> bool:
+        """Drops as many of the first units as can be, of 1, 2, 4 and so on; whether it did."""
+        nonlocal mask, reached
+        sizes = 2 ** np.arange(min(AT_ONCE, len(units).bit_length()))
+        fewer = np.array([mask & ~_mask(units[:size], patches.num) for size in sizes])
         left = _mean(patches.fractions(fewer))
-        spared = int(np.argmin(left >= threshold)) if (left < threshold).any() else len(left)
-        if not spared:
+        enough = np.flatnonzero(left >= threshold)
+        if len(enough):
+            mask, reached = fewer[enough[-1]], float(left[enough[-1]])
+        return bool(len(enough))
+
+    while reached >= threshold and mask.any():
+        units = np.flatnonzero(mask)
+        if spare(units[np.argsort(patches.gradient(mask)[units], kind="stable")]):
+            continue
+        # A gradient may be wrong about what can be spared, so in the end each unit is left out.
+        without = _mean(patches.fractions(mask & ~_one_hot(units, patches.num)))
+        if without.max() < threshold or not spare(units[np.argsort(-without, kind="stable")]):
             break
-        mask, reached = fewer[spared - 1], float(left[spared - 1])
     return np.flatnonzero(mask), reached
 
 
 def _judge(
-    finding: JointPatches,
-    judging: JointPatches,
-    order: list[int],
-    circuit: np.ndarray,
-    found: float,
-    threshold: float,
-    key: jax.Array,
-) -> Circuit:
-    """Everything that is said of a circuit on held-out pairs."""
-    num, there = finding.num, np.flatnonzero(judging.changing() | finding.changing())
-    mask = _mask(circuit, num)
-    without = mask & ~_one_hot(circuit, num)
-    curve_order = _curve_order(finding, order, circuit, there)
-    sizes = np.unique(np.geomspace(1, len(there) + 1, _CURVE_POINTS).astype(int) - 1)
-    prefixes = np.array([_mask(curve_order[:size], num) for size in sizes])
+    patches: JointPatches, circuit: np.ndarray, ranked: np.ndarray, key: jax.Array
+) -> dict[str, Any]:
+    """What is said of a circuit on held-out pairs.
+
+    Args:
+      patches: Those pairs.
+      circuit: Its units.
+      ranked: All units that it could consist of, the best first.
+      key: See `find_circuits`.
+    """
+    mask = _mask(circuit, patches.num)
+    without = mask & ~_one_hot(circuit, patches.num)
+    sizes = np.unique(np.geomspace(1, len(ranked) + 1, _CURVE_POINTS).astype(int) - 1)
+    prefixes = np.array([_mask(ranked[:size], patches.num) for size in sizes])
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
-    drawn = (generator.permutation(there)[: len(circuit)] for _ in range(_RANDOM_SETS))
-    random = [_mask(units, num) for units in drawn]
-    fractions = judging.fractions(np.concatenate([mask[None], without, prefixes, random]))
+    drawn = (generator.permutation(np.sort(ranked))[: len(circuit)] for _ in range(_RANDOM_SETS))
+    random = [_mask(units, patches.num) for units in drawn]
+    fractions = patches.fractions(np.concatenate([mask[None], without, prefixes, random]))
     parts = np.cumsum([1, len(without), len(prefixes)])
     whole, dropped, curve, null = np.split(fractions, parts)
     faithfulness, sets = _mean(whole)[0], _mean(null)
     lost = faithfulness - _mean(dropped)
     # Of the other direction: what the circuit's clean values take away from the corrupted run.
-    left = 1 - judging.reversed().fractions(mask[None])
+    left = 1 - patches.reversed().fractions(mask[None])
     # Filled up to one size, for one program.
     curve = np.resize(curve, (_CURVE_POINTS, len(whole[0])))
     means = estimate_mean(jnp.asarray(np.concatenate([whole, left, curve]).T), key)
-    return Circuit(
-        units=judging.named(circuit),
-        size=len(circuit),
-        reached=bool(found >= threshold),
-        found=found,
-        faithfulness=jax.tree.map(lambda leaf: leaf[0], means),
-        completeness=jax.tree.map(lambda leaf: leaf[1], means),
-        lost=lost,
-        minimality=float(lost.max()) if len(lost) else float("nan"),
-        random=Estimate(sets.mean(), *central_interval(jnp.asarray(sets))),
-        p_value=float((1 + np.sum(sets >= faithfulness - 1e-6)) / (1 + len(sets))),
-        sizes=sizes,
-        curve=jax.tree.map(lambda leaf: leaf[2 : 2 + len(sizes)], means),
-    )
+    return {
+        "faithfulness": jax.tree.map(lambda leaf: leaf[0], means),
+        "completeness": jax.tree.map(lambda leaf: leaf[1], means),
+        "lost": lost,
+        "minimality": float(lost.max()) if len(lost) else float("nan"),
+        "random": Estimate(sets.mean(), *central_interval(jnp.asarray(sets))),
+        "p_value": float((1 + np.sum(sets >= faithfulness - 1e-6)) / (1 + len(sets))),
+        "sizes": sizes,
+        "curve": jax.tree.map(lambda leaf: leaf[2 : 2 + len(sizes)], means),
+    }
 
 
-def _curve_order(
-    finding: JointPatches, order: list[int], circuit: np.ndarray, there: np.ndarray
+def _ranked(
+    patches: JointPatches, order: list[int], circuit: np.ndarray, there: np.ndarray
 ) -> np.ndarray:
     """The circuit first, then what was dropped from it, then the others by attribution."""
     first = [unit for unit in order if unit in circuit]
     dropped = [unit for unit in order if unit not in circuit]
-    mask = _mask(first, finding.num)
     rest = np.setdiff1d(there, order)
-    gradient = finding.gradient(mask)[rest]
+    gradient = patches.gradient(_mask(first, patches.num))[rest]
     return np.array([*first, *dropped, *rest[np.argsort(-gradient, kind="stable")]], int)
 
 

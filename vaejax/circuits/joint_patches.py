@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
 from vaejax.chunking import even_chunk, map_chunks, resolve_chunk
 from vaejax.errors import unknown_name
@@ -26,8 +26,13 @@ from vaejax.interventions.passes import (
     take,
 )
 
-AT_ONCE = 8
+AT_ONCE = 4
 """Joint patches in one call of a program."""
+
+_CACHED = 2**19  # numbers
+_MOST_AT_ONCE = 64  # on a CPU
+
+_OF_PAIRS = ("inputs", "donor_inputs", "base", "donor", "output", "donor_output")
 
 
 @struct.dataclass
@@ -47,7 +52,7 @@ class JointPatches:
       readout: See `find_circuits`.
       by: See there.
       tau: See there.
-      chunk: Pairs at once.
+      chunk: Passes at once.
     """
 
     sites: tuple[str, ...] = struct.field(pytree_node=False)
@@ -64,24 +69,16 @@ class JointPatches:
     tau: float = struct.field(pytree_node=False)
     chunk: int = struct.field(pytree_node=False)
 
-    def of_pairs(self, rows: Any, sites: Iterable[str]) -> JointPatches:
-        """Those of some pairs, and of the units of some of the sites."""
+    def of_pairs(self, rows: Any) -> JointPatches:
+        """Those of some pairs."""
+        arrays = {name: take(getattr(self, name), jnp.asarray(rows)) for name in _OF_PAIRS}
+        return dataclasses.replace(self, **arrays)
+
+    def of_sites(self, sites: Iterable[str]) -> JointPatches:
+        """Those of the units of some of the sites."""
         names = tuple(site for site in self.sites if site in set(sites))
-        rows = jnp.asarray(rows)
-        base, donor = (
-            {site: array[site][rows] for site in names} for array in (self.base, self.donor)
-        )
-        return dataclasses.replace(
-            self,
-            sites=names,
-            inputs=take(self.inputs, rows),
-            donor_inputs=take(self.donor_inputs, rows),
-            base=base,
-            donor=donor,
-            output=self.output[rows],
-            donor_output=self.donor_output[rows],
-            chunk=even_chunk(self.chunk, len(rows)),
-        )
+        base, donor = ({site: of[site] for site in names} for of in (self.base, self.donor))
+        return dataclasses.replace(self, sites=names, base=base, donor=donor)
 
     def reversed(self) -> JointPatches:
         """Patches of the donors, with what the inputs have."""
@@ -113,6 +110,11 @@ class JointPatches:
             found.append(np.bincount(self._ids(site)[differs], minlength=size) > 0)
         return np.concatenate(found)
 
+    def units_of(self, sites: Iterable[str]) -> np.ndarray:
+        """Which units are those of some of the sites, `[U]` bool."""
+        wanted = set(sites)
+        return np.repeat([site in wanted for site in self.sites], list(self.sizes.values()))
+
     def named(self, units: np.ndarray) -> dict[str, np.ndarray]:
         """The indices at each site of units that are counted through all sites."""
         starts = np.cumsum([0, *self.sizes.values()])
@@ -136,7 +138,7 @@ class JointPatches:
         values: dict[str, Any] = {}
         start = 0
         for site, size in self.sizes.items():
-            share = amounts[:, start : start + size][:, self._ids(site)]
+            share = _spread(amounts[:, start : start + size], self.base[site].shape[1:], self.by)
             start += size
             donor = self.donor[site][rows]
             if not edits:  # here the activation is known, and what lies before it need not be run
@@ -173,7 +175,7 @@ def joint_patches(
       ValueError: An unknown site, or inputs that do not fit.
     """
     pairs = count_examples(clean, corrupted)
-    chunk = resolve_chunk(chunk)
+    chunk = _chunk(apply_fn, variables, clean) if chunk is None else resolve_chunk(chunk)
     names = network_order(apply_fn, variables, clean, sites)
     options = names, readout, even_chunk(chunk, pairs)
     output, base = record(apply_fn, variables, clean, *options)
@@ -195,6 +197,16 @@ def joint_patches(
     )
 
 
+def _chunk(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -> int:
+    """By default, as many passes at once as a CPU's caches hold, if that is more than usual.
+
+    Whole layers run here, and those of a small network are too small for several cores to share.
+    """
+    found = all_sites(apply_fn, variables, take(inputs, jnp.arange(1)))
+    largest = max(math.prod(leaf.shape) for leaf in jax.tree.leaves(found))
+    return max(resolve_chunk(None), min(_MOST_AT_ONCE, _CACHED // largest))
+
+
 def network_order(
     apply_fn: Callable[..., Any], variables: Any, inputs: Any, sites: Iterable[str] | None
 ) -> tuple[str, ...]:
@@ -213,6 +225,13 @@ def network_order(
     return tuple(site for site in known if site in wanted)
 
 
+def _spread(amounts: jax.Array, shape: tuple[int, ...], by: By) -> jax.Array:
+    """Amounts of units `[B, S]` as those of the elements of activations `[B, ...]`."""
+    if by == "channel" and shape:  # as the gather below, which is slow
+        return amounts.reshape(len(amounts), *[1] * (len(shape) - 1), -1)
+    return amounts[:, unit_ids(shape, by)]
+
+
 def _mixed(activation: jax.Array, value: tuple[jax.Array, jax.Array]) -> jax.Array:
     """The activation and a donor's, by shares that are 0 or 1 but for derivatives."""
     share, donor = value
@@ -228,14 +247,15 @@ def _in_blocks(masks: np.ndarray) -> Iterator[np.ndarray]:
 
 @jax.jit
 def _fractions(patches: JointPatches, masks: jax.Array) -> jax.Array:
-    def of_mask(mask: jax.Array) -> jax.Array:
-        def run(rows: jax.Array) -> jax.Array:
-            amounts = jnp.broadcast_to(mask.astype(jnp.float32), (len(rows), len(mask)))
-            return patches.run(amounts, rows)
+    pairs = len(patches.output)
 
-        return map_chunks(run, len(patches.output), patches.chunk)
+    def run(cells: jax.Array) -> jax.Array:
+        return patches.run(masks[cells // pairs].astype(jnp.float32), cells % pairs)
 
-    return lax.map(of_mask, masks)
+    # Masks and pairs together, or an accelerator would have too few of them to work on at once.
+    cells = len(masks) * pairs
+    found = map_chunks(run, cells, even_chunk(patches.chunk, cells))
+    return found.reshape(len(masks), pairs)
 
 
 @jax.jit
@@ -245,4 +265,5 @@ def _gradient(patches: JointPatches, mask: jax.Array) -> jax.Array:
         found, pull = jax.vjp(lambda amounts: patches.run(amounts, rows), amounts)
         return pull((~jnp.isnan(found)).astype(found.dtype))[0]
 
-    return map_chunks(run, len(patches.output), patches.chunk).mean(0)
+    pairs = len(patches.output)
+    return map_chunks(run, pairs, even_chunk(patches.chunk, pairs)).mean(0)

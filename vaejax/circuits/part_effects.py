@@ -18,7 +18,7 @@ from jax import lax
 from vaejax.changes import exact_change
 from vaejax.chunking import even_chunk, map_chunks
 from vaejax.circuits.dissection import stack_masks
-from vaejax.estimates import Estimate, bootstrap_mean
+from vaejax.estimates import Estimate, bootstrap_mean, ratio
 from vaejax.interventions.edits import replace, swap, unit_mask
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import Readout, count_examples, record, shape_of, take
@@ -180,7 +180,7 @@ def _part_changes(
     areas = _areas(marks).sum((3, 4))
 
     def statistic(means: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        inside, outside = jnp.moveaxis(_ratio(means), 2, 0)
+        inside, outside = jnp.moveaxis(ratio(means), 2, 0)
         return inside, outside, inside / outside
 
     value = statistic((sums.mean(0), areas.mean(0)))
@@ -198,7 +198,3 @@ def _areas(marks: jax.Array) -> jax.Array:
 def _nothing(output: Any) -> jax.Array:
     """A readout for passes of which only activations are wanted."""
     return jnp.zeros((len(jax.tree.leaves(output)[0]), 1))
-
-
-def _ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return means[0] / means[1]

@@ -5,7 +5,7 @@ Marks as in `vaejax.metrics`: [R] is our reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,7 +16,7 @@ from jax import lax
 
 from vaejax.checks import check_changed
 from vaejax.chunking import even_chunk
-from vaejax.estimates import Estimate, bootstrap_mean
+from vaejax.estimates import Estimate, bootstrap_mean, ratio
 from vaejax.interventions.attribution import attribute
 from vaejax.interventions.passes import TAU, Readout, count_examples, record, shape_of
 from vaejax.interventions.patching import patch_units
@@ -49,7 +49,7 @@ def selectivity_maps(
     clean: Any,
     corrupted: Any,
     changed: Any,
-    site: str,
+    sites: Iterable[str],
     *,
     num_factors: int,
     by: Literal["position", "element"] = "position",
@@ -59,7 +59,7 @@ def selectivity_maps(
     chunk: int | None = None,
     key: jax.Array | None = None,
     progress: Progress | None = None,
-) -> SelectivityMaps:
+) -> dict[str, SelectivityMaps]:
     """Which places of a feature map carry a change of each factor [R].
 
         E[u, k] = mean_{pairs of k} ||NIE_u|| / mean_{pairs of k} ||TE||
@@ -76,7 +76,7 @@ def selectivity_maps(
       clean: M inputs: an array `[M, ...]` or a pytree of them.
       corrupted: The same with one factor changed.
       changed: Which factor that is, `[M]` integers below `num_factors`.
-      site: A site with places, `[B, ..., C]`, such as a feature map `[B, H, W, C]`.
+      sites: Sites with places, `[B, ..., C]`, such as feature maps `[B, H, W, C]`.
       num_factors: K.
       by: Whether a unit is a `"position"`, all its channels together, or an `"element"`.
       method: See above.
@@ -87,25 +87,27 @@ def selectivity_maps(
       progress: Called now and then by patching.
 
     Returns:
-      The maps.
+      For each site its maps.
 
     Raises:
-      ValueError: `by` or `method` is none of these, the site has no places, `changed` is not `[M]`
+      ValueError: `by` or `method` is none of these, a site has no places, `changed` is not `[M]`
         factors, or as `patch_units`.
     """
     _one_of("by", by, ("position", "element"))
     _one_of("method", method, ("patching", "attribution"))
     factors, _ = check_changed(changed, num_factors, count_examples(clean, corrupted))
-    shape = shape_of(apply_fn, variables, clean, site)
-    if len(shape) < 2:
-        raise ValueError(f"site {site!r}: expected a site with places, got {['B', *shape]}")
-
+    shapes = {site: shape_of(apply_fn, variables, clean, site) for site in sites}
+    for site, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(f"site {site!r}: expected a site with places, got {['B', *shape]}")
     options: dict[str, Any] = {
-        "sites": [site], "by": by, "readout": readout, "tau": tau, "chunk": chunk
+        "sites": list(shapes), "by": by, "readout": readout, "tau": tau, "chunk": chunk
     }  # fmt: skip
+    effects: dict[str, jax.Array] = {}
     if method == "patching":
         patched = patch_units(apply_fn, variables, clean, corrupted, progress=progress, **options)
-        effects, norms = patched[site].effects, patched[site].total
+        norms = next(iter(patched.values())).total
+        effects = {site: of_site.effects for site, of_site in patched.items()}
     else:
         found = attribute(apply_fn, variables, clean, corrupted, **options)
         size = even_chunk(chunk, len(factors))
@@ -114,18 +116,28 @@ def selectivity_maps(
             for inputs in (clean, corrupted)
         )
         norms = jnp.linalg.norm(after - before, axis=1)
-        effects = jnp.abs(found[site].mediated_fractions) * norms
+        for site, of_site in found.items():
+            effects[site] = jnp.abs(of_site.mediated_fractions) * norms
     skipped = np.asarray((norms < tau) | (norms == 0))
     of_factor = factors[:, None] == np.arange(num_factors)
     counted = of_factor & ~skipped[:, None]
-    effect, mean_total = _ratios(jnp.asarray(effects).T, norms, jnp.asarray(counted), key)
-    shape = shape if by == "element" else shape[:-1]
-    return SelectivityMaps(
-        effect=jax.tree.map(lambda leaf: leaf.reshape(*shape, num_factors), effect),
-        total=mean_total,
-        pairs=jnp.asarray(counted.sum(0), jnp.int32),
-        skipped=jnp.asarray((of_factor & skipped[:, None]).sum(0), jnp.int32),
-    )
+    # Of all sites at once, for one program.
+    effects = {site: effects[site] for site in shapes}  # what is compiled sorts them
+    together = jnp.concatenate([jnp.asarray(of_units).T for of_units in effects.values()], 1)
+    ratios, mean_total = _ratios(together, norms, jnp.asarray(counted), key)
+    ratios = jax.tree.map(np.asarray, ratios)  # a part is taken without a program for each
+    maps, start = {}, 0
+    for site, of_units in effects.items():
+        rows = slice(start, start := start + len(of_units))
+        effect = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), ratios)
+        shape = shapes[site] if by == "element" else shapes[site][:-1]
+        maps[site] = SelectivityMaps(
+            effect=jax.tree.map(lambda leaf, to=shape: leaf.reshape(*to, num_factors), effect),
+            total=mean_total,
+            pairs=jnp.asarray(counted.sum(0), jnp.int32),
+            skipped=jnp.asarray((of_factor & skipped[:, None]).sum(0), jnp.int32),
+        )
+    return maps
 
 
 @jax.jit
@@ -141,17 +153,13 @@ def _ratios(
         def of_block(block: jax.Array) -> Estimate:
             sums = jnp.where(pairs[:, None], block, 0), jnp.where(pairs, norms, 0)
             value = sums[0].mean(0) / sums[1].mean()
-            return Estimate(value, *bootstrap_mean(_ratio, sums, key=key))
+            return Estimate(value, *bootstrap_mean(ratio, sums, key=key))
 
         found = lax.map(of_block, blocks)
         return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num], found)
 
     found = jax.tree.map(lambda leaf: leaf.T, lax.map(of_factor, counted.T))
     return found, jnp.where(counted, norms[:, None], 0).sum(0) / counted.sum(0)
-
-
-def _ratio(means: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return means[0] / means[1]
 
 
 def _one_of(name: str, value: str, expected: Sequence[str]) -> None:

@@ -45,7 +45,8 @@ class FactorUnits:
         or whose pairs all look the same.
       mediated_fraction: Mean of `<NIE_n, TE> / ||TE||^2` over the pairs of factor k, `[S, K]`.
       exact: `[S]` bool, whether the unit was patched; else it was attributed, and its effect is the
-        part of it along the total effect, to first order.
+        part of it along the total effect, to first order, times what makes such parts norms in the
+        units of the site that were patched.
       monosemanticity: `1 - H(E_n / sum E_n) / ln K`, `[S]`: 1 if all effect is on one factor, 0 if
         it is the same on all. NaN for a unit without effect.
       p_monosemanticity: `[S]`, how often it is as large with labels of pairs permuted, adjusted.
@@ -156,6 +157,9 @@ def factor_units(
         if site in attributed:
             first_order = np.asarray(attributed[site].mediated_fractions)
             along = np.nan_to_num(np.abs(first_order)) * total
+            # Of the size that norms have, or units would differ by whether they were patched.
+            part = along[done[site]].sum()
+            along *= effects[site][done[site]].sum() / part if part > 0 else 1
             effects[site] = np.where(done[site][:, None], effects[site], along)
             fractions[site] = np.where(done[site][:, None], fractions[site], first_order)
     return label_units(
@@ -198,10 +202,20 @@ def label_units(
     p_mono, p_effect = ((1 + np.asarray(count)) / (1 + _PERMUTATIONS) for count in above)
     dead = np.isnan(mono)
     p_mono, p_effect = _adjusted(p_mono, dead), _adjusted(p_effect, dead[:, None] | (observed == 0))
+    # Of all sites at once, for one program.
+    all_fractions = np.concatenate(list(mediated_fractions.values()))
+    there = ~np.isnan(all_fractions).all(0)
+    all_effects = _estimate(together, total, changed, num_factors, key)
+    all_means = _estimate(
+        np.nan_to_num(all_fractions), there.astype(np.float32), changed, num_factors, key
+    )
     found, start = {}, 0
     for site, of_site in effects.items():
         rows = slice(start, start := start + len(of_site))
-        effect = _estimate(of_site, total, changed, num_factors, key)
+        effect, fraction = (
+            jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), of_all)
+            for of_all in (all_effects, all_means)
+        )
         value = np.nan_to_num(effect.value)
         negligible = np.maximum(NEGLIGIBLE * value.max(), np.finfo(np.float32).tiny)
         beyond_null = (p_effect[rows] <= ALPHA) & (value >= negligible)
@@ -209,16 +223,9 @@ def label_units(
         several = (np.nan_to_num(effect.low) >= negligible).sum(1) > 1
         monosemantic = mostly.any(1) & (p_mono[rows] <= ALPHA)
         labels = np.select([monosemantic, several], [MONOSEMANTIC, POLYSEMANTIC], INACTIVE)
-        there = ~np.isnan(mediated_fractions[site][0])
         found[site] = FactorUnits(
             effect=effect,
-            mediated_fraction=_estimate(
-                np.nan_to_num(mediated_fractions[site]),
-                there.astype(np.float32),
-                changed,
-                num_factors,
-                key,
-            ),
+            mediated_fraction=fraction,
             exact=np.ones(len(of_site), bool) if exact is None else exact[site],
             monosemanticity=mono[rows],
             p_monosemanticity=p_mono[rows],
@@ -314,7 +321,10 @@ def _estimate(
     num_factors: int,
     key: jax.Array,
 ) -> Estimate:
-    """`sum values / sum weights` over the pairs of each factor, `[S, K]`, resampled by factor."""
+    """`sum values / sum weights` over the pairs of each factor, `[S, K]`, resampled by factor.
+
+    Arrays of NumPy, of which a part is taken without a program for each.
+    """
     columns = []
     for k in range(num_factors):
         rows = np.flatnonzero(changed == k)
@@ -322,8 +332,8 @@ def _estimate(
             columns.append([np.full(len(values), np.nan)] * 3)
             continue
         columns.append(_ratio_estimate(values[:, rows].T, weights[rows], key))
-    value, low, high = (jnp.stack([column[i] for column in columns], 1) for i in range(3))
-    return Estimate(value, low, high)
+    ends: Any = (np.stack([column[i] for column in columns], 1) for i in range(3))
+    return Estimate(*ends)
 
 
 @jax.jit

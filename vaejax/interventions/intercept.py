@@ -9,6 +9,7 @@ what the function returns.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -119,7 +120,8 @@ def intervene(
         for site in (*edits, *record):
             if site not in seen:
                 # A jitted function that was traced before hides its sites, unless traced anew.
-                known = sites(lambda _: apply_fn(variables, *args, **kwargs), None)
+                nothing = jax.tree.structure((None, ()))
+                known = _sites(lambda _: apply_fn(variables, *args, **kwargs), nothing, (), ())
                 if site in known:
                     raise _nested(site, "call the intervened function under jax.jit")
                 raise ValueError(unknown_name("site", site, known))
@@ -154,6 +156,17 @@ def sites(
       layers_0 (1, 3)
       layers_1 (1, 2)
     """
+    shapes = jax.tree.map(_shape, (variables, args))
+    leaves, structure = jax.tree.flatten(shapes)
+    try:
+        return dict(_known_sites(apply_fn, structure, tuple(leaves), tuple(kwargs.items())))
+    except TypeError:  # what cannot be hashed is not kept
+        return _sites(apply_fn, structure, tuple(leaves), tuple(kwargs.items()))
+
+
+def _sites(
+    apply_fn: Callable[..., Any], structure: Any, leaves: tuple[Any, ...], kwargs: tuple[Any, ...]
+) -> dict[str, Any]:
     found = {}
 
     def visit(site: str, activation: Any, nested: bool) -> Any:
@@ -163,10 +176,13 @@ def sites(
         return activation
 
     def run(variables: Any, args: tuple[Any, ...]) -> None:
-        _run(visit, apply_fn, variables, *args, **kwargs)
+        _run(visit, apply_fn, variables, *args, **dict(kwargs))
 
-    jax.eval_shape(run, variables, args)
+    jax.eval_shape(run, *jax.tree.unflatten(structure, leaves))
     return found
+
+
+_known_sites = functools.lru_cache(maxsize=64)(_sites)  # tracing takes a tenth of a second
 
 
 def _run(visit: _Visit, apply_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

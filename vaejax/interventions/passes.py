@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from vaejax.chunking import map_chunks
 from vaejax.errors import unknown_name
+from vaejax.interventions.edits import replace
 from vaejax.interventions.intercept import intervene, sites
 
 TAU = 1e-6
@@ -106,7 +108,7 @@ def unit_sites(apply_fn: Callable[..., Any], variables: Any, inputs: Any) -> lis
     `pre` does not. Sites of integers or of several arrays are left out.
     """
     found = sites(apply_fn, variables, take(inputs, jnp.arange(1)))
-    paths = {name: name.split("#")[0].split("/") for name in found}  # without the number of a call
+    paths = {name: re.sub(r"#\d+$", "", name).split("/") for name in found}  # of whatever call
     paths = {name: path for name, path in paths.items() if path[-1] != "pre"}
     outer = {tuple(path[:n]) for path in paths.values() for n in range(len(path))}
     return [
@@ -133,6 +135,24 @@ def record(
     def run(rows: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         output, activations = recorded(variables, {}, take(inputs, rows))
         return read(readout, output), activations
+
+    return map_chunks(run, count_examples(inputs), chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "name", "chunk"))
+def recompute(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    inputs: Any,
+    given: dict[str, Any],
+    name: str,
+    chunk: int,
+) -> Any:
+    """The activation `[N, ...]` of a site where those of others are `given` likewise."""
+    edited = intervene(apply_fn, dict.fromkeys(given, replace), record=name)
+
+    def run(rows: jax.Array) -> Any:
+        return edited(variables, take(given, rows), take(inputs, rows))[1][name]
 
     return map_chunks(run, count_examples(inputs), chunk)
 

@@ -321,13 +321,11 @@ def _summarise(
 ) -> dict[str, UnitEffects]:
     """Adds intervals to what `patch_site` found; total effects are `[N, F]`."""
     skipped = jnp.isnan(mediated_fractions(jnp.zeros_like(total), total, tau))
-    effect, fraction = (
-        estimate_means({site: arrays[i].T for site, arrays in found.items()}, key) for i in (0, 1)
-    )
+    means = estimate_means({(s, i): found[s][i].T for s in found for i in (0, 1)}, key)
     return {
         site: UnitEffects(
-            effect=effect[site],
-            mediated_fraction=fraction[site],
+            effect=means[site, 0],
+            mediated_fraction=means[site, 1],
             effects=effects,
             mediated_fractions=fractions,
             total=jnp.linalg.norm(total, axis=-1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import struct
 from vaejax.changes import exact_change
 from vaejax.chunking import even_chunk, map_chunks, resolve_chunk
 from vaejax.estimates import Estimate, estimate_mean
-from vaejax.interventions.edits import By, replace, swap, unit_ids
+from vaejax.interventions.edits import By, num_units, replace, swap, unit_mask
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.passes import (
     TAU,
@@ -25,10 +25,14 @@ from vaejax.interventions.passes import (
     count_examples,
     mediated_fractions,
     read,
+    recompute,
     shapes_of,
     take,
 )
 from vaejax.interventions.unit_sweep import Network, patch_site
+
+Units = str | Mapping[str, Any]
+"""All units of a site, by its name; or a mapping from one site to the indices of some, `[S]`."""
 
 
 @struct.dataclass
@@ -118,8 +122,8 @@ def path_units(
     variables: Any,
     clean: Any,
     corrupted: Any,
-    sender: str,
-    receiver: str,
+    sender: Units,
+    receiver: Units,
     *,
     by: By = "channel",
     frozen: Iterable[str] = (),
@@ -129,7 +133,7 @@ def path_units(
     key: jax.Array | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PathEffects:
-    """The path-specific effects of all units of one site by way of all units of another.
+    """The path-specific effects of units of one site by way of units of another, all or some.
 
     As `path_effect` for each of the S x T edges; like `patch_units` it runs on the host, calls the
     same few programs for all edges, and needs no pass where nothing changes.
@@ -139,8 +143,8 @@ def path_units(
       variables: See there.
       clean: See there.
       corrupted: See there.
-      sender: The site whose units send.
-      receiver: The site whose units receive.
+      sender: The site whose units send; or a mapping from it to the indices of those that do.
+      receiver: The site whose units receive, or a mapping likewise.
       by: What a unit is, see `vaejax.interventions.unit_ids`.
       frozen: See `path_effect`.
       readout: See there.
@@ -150,32 +154,116 @@ def path_units(
       progress: Called after each sender with the number done and their total.
 
     Returns:
-      `PathEffects` of all edges, `[S, T]`.
+      `PathEffects` of all edges, `[S, T]`, units in the order given.
 
     Raises:
-      ValueError: As `patch_units`.
+      ValueError: As `patch_units`; or there is no such unit, or more than one site.
     """
     count_examples(clean, corrupted)
     frozen = tuple(frozen)
-    network = Network(apply_fn, variables, clean, readout, resolve_chunk(chunk))
-    output, activations = network.record((receiver,))
-    received = activations[receiver]
-    total = dataclasses.replace(network, inputs=corrupted).record(())[0] - output
     one = take(clean, jnp.arange(1))
-    shapes = shapes_of((sender, receiver), apply_fn, variables, one)
-    senders = unit_ids(shapes[sender].shape[1:], by)
-    num = int(senders.max()) + 1
+    site, senders, _ = some_units(sender, by, apply_fn, variables, one)
+    target, receivers, _ = some_units(receiver, by, apply_fn, variables, one)
+    sites = (site, *frozen, target)
+    pairs = Recorded.of(apply_fn, variables, clean, corrupted, sites, readout, chunk)
+    effects, fractions = sweep_paths(
+        pairs, site, senders, target, receivers, by=by, frozen=frozen, tau=tau, progress=progress
+    )
+    return _summarise(effects, fractions, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """N pairs, and what a network makes of them.
+
+    Attributes:
+      network: That of the clean inputs.
+      output: The quantity of interest on them, `[N, F]`.
+      total: How far it is from there to that of the corrupted inputs, `[N, F]`.
+      clean: Activations of sites on the clean inputs, `[N, ...]` each.
+      corrupted: On the corrupted ones.
+    """
+
+    network: Network
+    output: jax.Array
+    total: jax.Array
+    clean: dict[str, Any]
+    corrupted: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        apply_fn: Callable[..., Any],
+        variables: Any,
+        clean: Any,
+        corrupted: Any,
+        sites: tuple[str, ...],
+        readout: Readout,
+        chunk: int | None,
+    ) -> Recorded:
+        """Runs the network on both; arguments as for `path_units`."""
+        network = Network(apply_fn, variables, clean, readout, resolve_chunk(chunk))
+        output, clean_at = network.record(sites)
+        other, corrupted_at = dataclasses.replace(network, inputs=corrupted).record(sites)
+        return cls(network, output, other - output, clean_at, corrupted_at)
+
+    def recompute(self, given: dict[str, Any], site: str) -> Any:
+        """The activation of a site where those of others are given."""
+        of = self.network
+        return recompute(of.apply_fn, of.variables, of.inputs, given, site, of.chunk)
+
+
+def sweep_paths(
+    pairs: Recorded,
+    site: str,
+    senders: np.ndarray,
+    target: str,
+    receivers: np.ndarray,
+    *,
+    by: By,
+    frozen: tuple[str, ...] = (),
+    tau: float = TAU,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`path_units` before the means: `||PSE||` and mediated fractions, each `[N, S, T]`."""
+    received = pairs.clean[target]
+    receives = unit_mask(received.shape[1:], receivers, by)
+    held = {name: pairs.clean[name] for name in frozen}
     found = []
-    for unit in range(num):
-        mask = {sender: senders == unit}
-        donor = _receive(
-            apply_fn, variables, clean, corrupted, mask, (receiver,), frozen, network.chunk
-        )[receiver]
-        found.append(patch_site(network, receiver, received, donor, total, by, tau, None))
+    for unit in senders:
+        mask = unit_mask(pairs.clean[site].shape[1:], unit, by)
+        sent = jnp.where(mask, pairs.corrupted[site], pairs.clean[site])
+        donor = pairs.recompute({**held, site: sent}, target)
+        donor = jnp.where(receives, donor, received)  # the others change nothing, and cost no pass
+        patched = patch_site(pairs.network, target, received, donor, pairs.total, by, tau, None)
+        found.append([rows[receivers] for rows in patched])
         if progress is not None:
-            progress(unit + 1, num)
+            progress(len(found), len(senders))
     effects, fractions = (np.stack(part) for part in zip(*found, strict=True))
-    return _summarise(np.moveaxis(effects, -1, 0), np.moveaxis(fractions, -1, 0), key)
+    return np.moveaxis(effects, -1, 0), np.moveaxis(fractions, -1, 0)
+
+
+def some_units(
+    units: Units, by: By, apply_fn: Callable[..., Any], variables: Any, inputs: Any
+) -> tuple[str, np.ndarray, tuple[int, ...]]:
+    """The site that units are of, their indices `[S]`, and the shape of one activation `[...]`.
+
+    Raises:
+      ValueError: There is no such site or unit, or `units` is not as `Units` says.
+    """
+    given = units if isinstance(units, Mapping) else {units: None}
+    if len(given) != 1:
+        raise ValueError(f"expected units of one site, got {', '.join(given) or 'none'}")
+    ((site, indices),) = given.items()
+    found = shapes_of((site,), apply_fn, variables, inputs)[site]
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        raise ValueError(f"site {site!r}: its output is not one array, so it has no units")
+    shape = found.shape[1:]
+    rows = np.arange(num_units(shape, by)) if indices is None else np.asarray(indices)
+    if rows.ndim != 1 or not rows.size or len(set(rows.tolist())) < rows.size:
+        raise ValueError(f"site {site!r}: expected different units [S], got {rows.tolist()}")
+    unit_mask(shape, rows, by)  # refuses what is not there
+    return site, rows.astype(np.int32), shape
 
 
 def _summarise(effects: Any, fractions: Any, key: jax.Array | None) -> PathEffects:
@@ -209,26 +297,6 @@ def _received(
     values |= {site: (mask, donors[site]) for site, mask in sender.items()}
     _, received = intervene(apply_fn, edits, record=receivers)(variables, values, clean)
     return output, received
-
-
-@functools.partial(jax.jit, static_argnames=("apply_fn", "receivers", "frozen", "chunk"))
-def _receive(
-    apply_fn: Callable[..., Any],
-    variables: Any,
-    clean: Any,
-    corrupted: Any,
-    sender: dict[str, Any],
-    receivers: tuple[str, ...],
-    frozen: tuple[str, ...],
-    chunk: int,
-) -> dict[str, Any]:
-    """`[N, ...]` for each receiver."""
-
-    def run(rows: jax.Array) -> dict[str, Any]:
-        pair = take(clean, rows), take(corrupted, rows)
-        return _received(apply_fn, variables, *pair, sender, receivers, frozen)[1]
-
-    return map_chunks(run, count_examples(clean), chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "frozen", "readout", "chunk"))
