@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import cli
-from experiments.presets import METRICS, REPRESENTATIONS
+from experiments.presets import REPRESENTATIONS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,13 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", help="write metrics.json, latents.npz and the pictures there"
     )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        type=cli.metric_name,
-        metavar="NAME",
-        help=f"measure these only: {', '.join(METRICS)}",
-    )
+    cli.add_metrics(parser)
     parser.add_argument(
         "--representation",
         choices=REPRESENTATIONS,
@@ -45,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     args = parser().parse_args(arguments)
     options = {
-        "names": args.metrics or METRICS,
+        "names": args.metrics,
         "representation": args.representation,
         "without_passive": args.without_passive,
     }
@@ -75,7 +69,7 @@ def analyze(path: str, out: str | None, **options: Any) -> None:
     directory = files.absolute(epath.Path(path))
     sweep = next((p for p in directory.parents if run.path(p) == directory), None)
     readout = None
-    if "latent_effects" in options["names"]:
+    if readouts.needed(options["names"] or run.preset.metrics):
         readout = readouts.get(run.source(), run.preset, sweep, console)
     destination = epath.Path(out) if out else None
     try:

@@ -143,16 +143,32 @@ def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help=f"output directory (default: {out})")
     parser.add_argument("--steps", type=positive, metavar="N", help="steps of each run")
+    add_metrics(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="delete what the output directory holds, start over"
     )
 
 
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of what is measured."""
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        type=metric_name,
+        metavar="NAME",
+        help=f"measure these only: {', '.join(METRICS)}",
+    )
+
+
 def resolve(name: str, overrides: Mapping[str, Any]) -> Preset:
     """A preset with the options that were given; values that are None were not given."""
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in overrides.items()
+        if value is not None
+    }
     preset = dataclasses.replace(PRESETS[name], **given)
-    for option in ("datasets", "models", "seeds"):
+    for option in ("datasets", "models", "seeds", "metrics"):
         values = getattr(preset, option)
         repeated = sorted({str(value) for value in values if values.count(value) > 1})
         if repeated:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from experiments import circuit_effects, effects, scores
-from experiments.presets import METRICS, Preset
+from experiments.presets import Preset
 from vaejax import metrics
 from vaejax.data import DataSource, Renderable
 from vaejax.models import perplexity, reparameterize
@@ -67,7 +67,7 @@ def measure(
     preset: Preset,
     readout: metrics.FactorReadout | None,
     *,
-    names: Collection[str] = METRICS,
+    names: Collection[str] | None = None,
     representation: str | None = None,
     without_passive: bool = False,
 ) -> Measurement:
@@ -85,7 +85,8 @@ def measure(
       preset: How many images.
       readout: The dataset's, which states effects in units of factors; None if no effects of
         latents are asked for.
-      names: What to measure, of `presets.METRICS`; reconstruction and KL are measured in any case.
+      names: What to measure, of `presets.METRICS`; by default what the preset says. Reconstruction
+        and KL are measured in any case.
       representation: What the disentanglement metrics score, of `presets.REPRESENTATIONS`; None
         for the posterior means, or the codes of a VQ-VAE.
       without_passive: Score only latents that are not passive on these images.
@@ -93,6 +94,7 @@ def measure(
     Raises:
       MissingError: The model does not have this representation, or no passive latents.
     """
+    names = preset.metrics if names is None else names
     model, variables = effects.without_discriminator(model, variables)
     encoded, moments = _encode(model, variables, source, n=preset.examples)
     types = None

@@ -58,6 +58,7 @@ class Preset:
       optimize: Whether XLA optimises what it compiles; off where compiling takes longest.
       precision: What products of float32 matrices are rounded to on accelerators that are faster
         with less; sums are float32. Left to themselves, TPUs take bfloat16.
+      metrics: What is measured, of `METRICS`; reconstruction and KL are in any case.
     """
 
     datasets: tuple[str, ...] = DATASETS
@@ -81,6 +82,7 @@ class Preset:
     readout_steps: int = 2_000
     optimize: bool = True
     precision: str = "float32"
+    metrics: tuple[str, ...] = METRICS
 
 
 # Locatello et al. (2019): the network, batch size, optimizer and length of training.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -16,6 +17,11 @@ from vaejax.data import DataSource
 from vaejax.metrics import FactorReadout, train_readout
 
 _KEY = 20_260_401  # no run and no measurement draws its images with it
+
+
+def needed(metrics: Collection[str]) -> bool:
+    """Whether one of these takes a read-out, of `presets.METRICS`."""
+    return "latent_effects" in metrics
 
 
 def get(

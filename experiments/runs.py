@@ -213,7 +213,9 @@ def finish_all(
     trained = list(zip(group, unstack(states), strict=True))
     seconds_each = round(seconds / len(group), 2)
     for run, state in trained[jax.process_index() :: jax.process_count()]:
-        readout = readouts.get(run.source(), run.preset, out, console)
+        readout = None
+        if readouts.needed(run.preset.metrics):
+            readout = readouts.get(run.source(), run.preset, out, console)
         console.print(f"{run.dataset} {run.model}, seed {run.seed}: measuring")
         finish(run, state, readout, run.path(out), columns={"train_seconds": seconds_each})
     devices.agree(lambda: None)

@@ -72,15 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
 
     def command() -> None:
-        overrides = {
-            "datasets": args.datasets and tuple(args.datasets),
-            "source": args.source,
-            "models": args.models and tuple(args.models),
-            "seeds": args.seeds and tuple(args.seeds),
-            "steps": args.steps,
-            "precision": args.precision,
-        }
-        preset = cli.resolve(args.preset, overrides)
+        options = ("datasets", "source", "models", "seeds", "steps", "precision", "metrics")
+        preset = cli.resolve(args.preset, {name: getattr(args, name) for name in options})
         if args.shard != (1, 1) and args.launcher != "local":
             raise cli.UsageError(
                 f"--shard and --launcher {args.launcher} both share out the runs: give one"

@@ -153,7 +153,10 @@ def tradeoff(directory: epath.Path) -> None:
         raise cli.UsageError(f"{path} has no column {', '.join(missing)}")
     found = rows([row for row in results if row["status"] == "ok"])
     if not found:
-        raise cli.UsageError(f"{path} has finished runs of fewer than two architectures")
+        raise cli.UsageError(
+            f"{path} has finished runs of fewer than two architectures with CES and DCI, which a "
+            "sweep measures unless --metrics leaves them out"
+        )
     table = Table(title="Spearman correlation with DCI disentanglement", title_justify="left")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     for name in ("dataset", "strength", "models", "runs", "correlation", "95% interval"):

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from experiments.sweep import sweep
 
         one = {"datasets": (args.dataset,), "models": (args.model,), "seeds": (args.seed,)}
-        given = {name: getattr(args, name) for name in ("source", "steps", "precision")}
+        given = {name: getattr(args, name) for name in ("source", "steps", "precision", "metrics")}
         preset = cli.resolve(args.preset, one | given)
         name = f"{args.dataset}_{args.model}_{args.seed}"
         sweep(preset, args.out or f"results/train/{name}", fresh=args.fresh)

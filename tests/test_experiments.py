@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from vaejax import checkpoint, data, zoo
 from vaejax.models.layers import ConvTranspose
 
 SMOKE = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
+BRIEF = ("--metrics", "mig")
 
 
 @pytest.fixture(scope="module")
@@ -154,61 +154,82 @@ def test_train_is_a_sweep_of_one_run(monkeypatch):
     # That a run alone is the same as in company is tested with the training.
     seen = {}
     monkeypatch.setattr(sweep, "sweep", lambda *args, **kwargs: seen.update(args=args, **kwargs))
-    given = ["--seed", "1", "--steps", "7", "--precision", "bfloat16"]
+    given = ["--seed", "1", "--steps", "7", "--precision", "bfloat16", "--metrics", "mig", "dci"]
     with pytest.raises(SystemExit) as stop:
         train.main(["--preset", "smoke", "--model", "vae", *given])
     assert stop.value.code == 0
     preset, out = seen["args"]
     smoke = presets.PRESETS["smoke"]
     changed = {"models": ("vae",), "seeds": (1,), "steps": 7, "precision": "bfloat16"}
-    assert preset == dataclasses.replace(smoke, **changed)
+    assert preset == dataclasses.replace(smoke, **changed, metrics=("mig", "dci"))
     assert (out, seen["fresh"]) == ("results/train/dsprites_vae_1", False)
 
 
-def test_a_killed_sweep_goes_on_to_the_same_table(environment, finished, tmp_path):
-    """Killed at random moments, by SIGINT and by SIGKILL, then left to finish."""
-    command = [sys.executable, "-m", "experiments.sweep", *SMOKE, "--out", str(tmp_path)]
-    moments = random.Random(0)
-    for signal_number in (signal.SIGINT, signal.SIGKILL):
+@pytest.fixture(scope="module")
+def brief(same_compiler, tmp_path_factory):
+    """An uninterrupted sweep that measures little."""
+    out = tmp_path_factory.mktemp("brief")
+    done = run("sweep", *SMOKE, *BRIEF, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_sweep_measures_what_it_is_asked_for(brief):
+    for row in rows_of(brief / "results.csv"):
+        assert float(row["mig"]) >= 0
+        assert row["ces_fixed"] == row["dci_informativeness"] == row["circuit_overlap"] == ""
+    assert not (brief / "readouts").exists()
+
+
+def test_a_killed_sweep_goes_on_to_the_same_table(environment, brief, tmp_path):
+    """Killed by SIGINT while it trains and by SIGKILL while it measures, then left to finish."""
+    command = [sys.executable, "-m", "experiments.sweep", *SMOKE, *BRIEF, "--out", str(tmp_path)]
+
+    def some_steps_are_saved(process):
+        while not list(tmp_path.glob("runs/*/*/*/checkpoints/10")) and process.poll() is None:
+            time.sleep(0.02)
+
+    def a_run_is_measured(process):
+        assert any(": measuring" in line for line in process.stdout)
+
+    moments = {signal.SIGINT: some_steps_are_saved, signal.SIGKILL: a_run_is_measured}
+    for signal_number, wait in moments.items():
         process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(moments.uniform(4, 12))
+        wait(process)
         process.send_signal(signal_number)
         _, stderr = process.communicate()
-        if process.returncode == 0:
-            break  # it was done before the signal came
         assert process.returncode in (-signal_number, 130), stderr
         if process.returncode == 130:
             assert stderr.splitlines()[-1].startswith("sweep: interrupted")
-    done = run("sweep", *SMOKE, "--out", tmp_path)
+    done = run("sweep", *SMOKE, *BRIEF, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert table(tmp_path) == table(finished[0])
+    assert table(tmp_path) == table(brief)
 
 
-def test_a_damaged_last_checkpoint_costs_one_chunk(finished, tmp_path):
-    arguments = ("--preset", "smoke", "--models", "vae", "vq_vae", "--seeds", "0", "1")
+def test_a_damaged_last_checkpoint_costs_one_chunk(brief, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(finished[0], out)
+    shutil.copytree(brief, out)
     for path in out.glob("runs/*/vae/*/metrics.json"):
         path.unlink()
     for path in (out / "runs/dsprites/vae/seed_0/checkpoints/20").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    done = run("sweep", *arguments, "--out", out)
+    done = run("sweep", *SMOKE, *BRIEF, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "step 10 of 20" in done.stdout
-    assert table(out) == table(finished[0])
+    assert table(out) == table(brief)
 
 
-@pytest.mark.usefixtures("finished")
+@pytest.mark.usefixtures("brief")
 def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
-    preset = presets.PRESETS["smoke"]
+    preset = dataclasses.replace(presets.PRESETS["smoke"], metrics=("mig",))
     grid = [runs.Run(preset, "dsprites", "vae", seed) for seed in (0, 1)]
     hyper = runs.Run.hyper
     monkeypatch.setattr(
@@ -242,6 +263,8 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         ("sweep", ["--seeds", "-1"], "whole number"),
         ("sweep", ["--seeds", "1", "1"], "more than once"),
         ("sweep", ["--steps", "0"], "1 or more"),
+        ("sweep", ["--metrics", "circuit"], "did you mean 'circuits'?"),
+        ("sweep", ["--metrics", "mig", "mig"], "more than once"),
         ("train", [], "--model"),
         ("analyze", ["nowhere"], "no checkpoint in"),
         ("analyze", ["nowhere", "--metrics", "mgi"], "did you mean 'mig'?"),

@@ -24,6 +24,7 @@ pytest.importorskip("fcntl")
 
 # Two groups, the first two models and the third, which are measured by the same programs.
 SMOKE = ("--preset", "smoke", "--models", "vae", "beta_vae", "beta_tc_vae", "--seeds", "0")
+SMOKE = (*SMOKE, "--metrics", "mig")
 EACH_ONCE = ["beta_tc_vae", "beta_vae", "vae"]
 
 
@@ -173,7 +174,7 @@ sweep.main(sys.argv[1:])
 def test_processes_that_jax_connects_train_together_and_share_the_measuring(
     environment, finished, tmp_path
 ):
-    options = [*SMOKE[:3], "vae", "beta_vae", "--seeds", "0", "--out", str(tmp_path)]
+    options = [*SMOKE, "--models", "vae", "beta_vae", "--out", str(tmp_path)]
     command = [sys.executable, "-c", NOTING, *options, "--launcher", "jax"]
     slurm = {
         "JAX_COORDINATOR_PORT": str(free_port()),
