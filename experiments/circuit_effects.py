@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -212,7 +211,7 @@ def arrays(found: Anatomy) -> dict[str, np.ndarray]:
             ("_low", units.effect.low),
             ("_high", units.effect.high),
         ):
-            named[f"effect_{site}{end}"] = jnp.asarray(part).T
+            named[f"effect_{site}{end}"] = np.asarray(part).T
         named[f"label_{site}"] = units.label
         named[f"monosemanticity_{site}"] = units.monosemanticity
     for site, of_site in found.circuits.items():

@@ -1,5 +1,7 @@
 """Patching of all units: closed forms, a naive loop over `intervene`, and what is skipped."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from vaejax.interventions import (
     unit_sites,
     unit_sweep,
 )
-from vaejax.interventions.passes import record
+from vaejax.interventions.passes import record, take
 from vaejax.interventions.patching import insert_units
 
 
@@ -52,6 +54,15 @@ def test_effects_of_units_in_closed_form():
     assert result.effect.value[3] == result.effect.high[3] == 0
     assert jnp.all(result.effect.low[:3] < result.effect.value[:3])
     assert jnp.all(result.effect.value[:3] < result.effect.high[:3])
+
+
+def test_the_program_of_a_site_serves_any_number_of_pairs():
+    apply_fn, pairs = Units().apply, (normal(0, 7, 3), normal(1, 7, 3))
+    whole = patch_units(apply_fn, {}, *pairs)["h"]
+    compiled = unit_sweep._patch._cache_size()
+    some = patch_units(apply_fn, {}, *(half[2:5] for half in pairs))["h"]
+    assert unit_sweep._patch._cache_size() == compiled
+    np.testing.assert_array_equal(some.effects, whole.effects[:, 2:5])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_a_self_patch_changes_nothing_even_when_it_is_run(network, monkeypatch):
     assert all(result.skipped == 4 for result in everywhere.values())
     # Now with a pass for each unit, where otherwise none is needed.
     monkeypatch.setattr(
-        "vaejax.interventions.unit_sweep._changed",
+        "vaejax.interventions.unit_sweep.changed_units",
         lambda base, donor, ids, num: np.ones((num, len(base)), bool),
     )
     run = patch_units(
@@ -201,15 +212,15 @@ def test_only_what_changes_is_run(monkeypatch):
     run = []
     patch = unit_sweep._patch
 
-    def watching(network, site, base, donor, total, examples, units, chunks, tau, **options):
-        for example, of_example, count in zip(examples, units, chunks, strict=True):
-            run.extend((unit, example) for unit in of_example[:count].ravel())
-        return patch(network, site, base, donor, total, examples, units, chunks, tau, **options)
+    def watching(network, site, base, donor, total, units, chunks, tau, **options):
+        for donated, of_example, count in zip(donor, units, chunks, strict=True):
+            run.extend((unit, donated.tolist()) for unit in of_example[:count].ravel())
+        return patch(network, site, base, donor, total, units, chunks, tau, **options)
 
     monkeypatch.setattr(unit_sweep, "_patch", watching)
     x = jnp.ones((4, 3))
     patch_units(Units().apply, {}, x, x.at[0, 1].set(2.0), chunk=1)
-    assert run == [(1, 0)]
+    assert run == [(1, [1.0, 2.0, 1.0, 0.0])]
 
 
 def test_one_program_for_each_site_whatever_the_values():
@@ -233,11 +244,12 @@ def test_memory_does_not_grow_with_the_number_of_patches(network):
     whole = unit_sweep.Network(apply_fn, variables, base, reconstruction, 4)
 
     def temporary(examples):
-        rows = jnp.zeros(examples, int)
+        inputs, base, total = take((whole.inputs, site, output), jnp.zeros(examples, int))
         units = jnp.zeros((examples, 2, 4), int)
+        chunks = jnp.zeros(examples, int)
         program = unit_sweep._patch.lower(
-            whole, "decoder/up_1", site, site, output, rows, units, rows, 1e-6,
-            by="channel", block=8, at_once=1,
+            dataclasses.replace(whole, inputs=inputs), "decoder/up_1", base, base, total,
+            units, chunks, 1e-6, by="channel", block=8, at_once=1,
         ).compile()  # fmt: skip
         return program.memory_analysis().temp_size_in_bytes
 

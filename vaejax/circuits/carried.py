@@ -82,8 +82,7 @@ class Relay:
             sent, differs = _sent(member[changed][:, first.ids], values, clean)
             new = self.pairs.recompute({first.site: sent}, second.site)
             takes = np.isin(second.ids, second.units[group_of.reshape(-1) == group])
-            rows = differs.reshape(-1, *[1] * second.ids.ndim)
-            received = jnp.where(rows & takes, new, received)
+            received = _received(differs, takes, new, received)
         return received
 
 
@@ -92,6 +91,14 @@ def _sent(mask: np.ndarray, values: jax.Array, clean: jax.Array) -> tuple[jax.Ar
     """The clean values but for those in the mask `[M, ...]`, and in which pairs they differ."""
     sent = jnp.where(mask, values, clean)
     return sent, (sent != clean).reshape(len(sent), -1).any(1)
+
+
+@jax.jit
+def _received(
+    differs: jax.Array, takes: np.ndarray, new: jax.Array, received: jax.Array
+) -> jax.Array:
+    """What units have received: new where they take it, in pairs whose senders differ `[M]`."""
+    return jnp.where(differs.reshape(-1, *[1] * takes.ndim) & takes, new, received)
 
 
 @jax.jit

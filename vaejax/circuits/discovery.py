@@ -6,11 +6,10 @@ Marks as in `vaejax.metrics`: [R] is our reconstruction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -144,13 +143,14 @@ def find_circuits(
     patches = joint_patches(
         apply_fn, variables, clean, corrupted, names, by=by, readout=readout, tau=tau, chunk=chunk
     )
+    differs = patches.changing()
     found: dict[str, list[Circuit]] = {site: [] for site in names}
     for done, (place, factor) in enumerate(itertools.product(range(len(names)), factors), 1):
         # To compile takes longer than to run a few sites for nothing.
         first, site = place // _TOGETHER * _TOGETHER, names[place]
         rows = np.flatnonzero(changed == factor)
         of_pairs = patches.of_sites(names[first : first + _TOGETHER])
-        found[site].append(_find(of_pairs, rows, (site,), threshold, key))
+        found[site].append(_find(of_pairs, differs, rows, (site,), threshold, key))
         if progress is not None:
             progress(done, len(names) * len(factors))
     return {site: tuple(circuits) for site, circuits in found.items()}
@@ -197,23 +197,35 @@ def find_circuit(
     patches = joint_patches(
         apply_fn, variables, clean, corrupted, names, by=by, readout=readout, tau=tau, chunk=chunk
     )
-    return _find(patches, np.arange(count_examples(clean)), names, threshold, key)
+    rows = np.arange(count_examples(clean))
+    return _find(patches, patches.changing(), rows, names, threshold, key)
 
 
 def _find(
     patches: JointPatches,
+    differs: Mapping[str, np.ndarray],
     rows: np.ndarray,
     sites: tuple[str, ...],
     threshold: float,
     key: jax.Array | None,
 ) -> Circuit:
-    """The circuit of the pairs `rows`, found on every other of them and judged on the rest."""
+    """The circuit of the pairs `rows`, found on every other of them and judged on the rest.
+
+    Args:
+      patches: All pairs.
+      differs: What they say of `changing`.
+      rows: Those that differ in the factor.
+      sites: Whose units may be in the circuit.
+      threshold: See `find_circuits`.
+      key: See there.
+    """
     if len(rows) < 4:
         raise ValueError(f"expected at least 4 pairs, of which half are held out, got {len(rows)}")
     # As many in both halves, so that they share their programs.
-    odd, even = rows[: len(rows) // 2 * 2].reshape(-1, 2).T
-    finding, judging = (patches.of_pairs(half) for half in (odd, even))
-    there = (finding.changing() | judging.changing()) & patches.units_of(sites)
+    rows = rows[: len(rows) // 2 * 2]
+    finding, judging = (patches.of_pairs(half) for half in rows.reshape(-1, 2).T)
+    there = np.concatenate([differs[site][:, rows].any(1) for site in patches.sites])
+    there &= patches.units_of(sites)
     order = _grow(finding, there, threshold)
     circuit, found = _prune(finding, order, threshold)
     key = jax.random.key(0) if key is None else key
@@ -298,13 +310,13 @@ def _judge(
     left = 1 - patches.reversed().fractions(mask[None])
     # Filled up to one size, for one program.
     curve = np.resize(curve, (_CURVE_POINTS, len(whole[0])))
-    means = estimate_mean(jnp.asarray(np.concatenate([whole, left, curve]).T), key)
+    means = jax.tree.map(np.asarray, estimate_mean(np.concatenate([whole, left, curve]).T, key))
     return {
         "faithfulness": jax.tree.map(lambda leaf: leaf[0], means),
         "completeness": jax.tree.map(lambda leaf: leaf[1], means),
         "lost": lost,
         "minimality": float(lost.max()) if len(lost) else float("nan"),
-        "random": Estimate(sets.mean(), *central_interval(jnp.asarray(sets))),
+        "random": Estimate(sets.mean(), *central_interval(sets)),
         "p_value": float((1 + np.sum(sets >= faithfulness - 1e-6)) / (1 + len(sets))),
         "sizes": sizes,
         "curve": jax.tree.map(lambda leaf: leaf[2 : 2 + len(sizes)], means),

@@ -22,9 +22,10 @@ from vaejax.interventions.passes import (
     count_examples,
     mediated_fractions,
     read,
-    record,
     take,
+    take_now,
 )
+from vaejax.interventions.unit_sweep import Network, changed_units
 
 AT_ONCE = 4
 """Joint patches in one call of a program."""
@@ -71,8 +72,8 @@ class JointPatches:
 
     def of_pairs(self, rows: Any) -> JointPatches:
         """Those of some pairs."""
-        arrays = {name: take(getattr(self, name), jnp.asarray(rows)) for name in _OF_PAIRS}
-        return dataclasses.replace(self, **arrays)
+        arrays = {name: getattr(self, name) for name in _OF_PAIRS}
+        return dataclasses.replace(self, **take_now(arrays, np.asarray(rows)))
 
     def of_sites(self, sites: Iterable[str]) -> JointPatches:
         """Those of the units of some of the sites."""
@@ -102,13 +103,14 @@ class JointPatches:
         """The number of units of all sites, U."""
         return sum(self.sizes.values())
 
-    def changing(self) -> np.ndarray:
-        """Which units take another value in any pair, `[U]` bool."""
-        found = []
-        for site, size in self.sizes.items():
-            differs = np.asarray((self.base[site] != self.donor[site]).any(0))
-            found.append(np.bincount(self._ids(site)[differs], minlength=size) > 0)
-        return np.concatenate(found)
+    def changing(self) -> dict[str, np.ndarray]:
+        """Which units of each site take another value in which pairs, `[S, M]` bool."""
+        return {
+            site: np.asarray(
+                changed_units(self.base[site], self.donor[site], self._ids(site), size)
+            )
+            for site, size in self.sizes.items()
+        }
 
     def units_of(self, sites: Iterable[str]) -> np.ndarray:
         """Which units are those of some of the sites, `[U]` bool."""
@@ -174,12 +176,14 @@ def joint_patches(
     Raises:
       ValueError: An unknown site, or inputs that do not fit.
     """
-    pairs = count_examples(clean, corrupted)
-    chunk = _chunk(apply_fn, variables, clean) if chunk is None else resolve_chunk(chunk)
+    count_examples(clean, corrupted)
     names = network_order(apply_fn, variables, clean, sites)
-    options = names, readout, even_chunk(chunk, pairs)
-    output, base = record(apply_fn, variables, clean, *options)
-    donor_output, donor = record(apply_fn, variables, corrupted, *options)
+    # By the program that `patch_units` has, if it has been called.
+    (output, base), (donor_output, donor) = (
+        Network(apply_fn, variables, inputs, readout, resolve_chunk(chunk)).record(names)
+        for inputs in (clean, corrupted)
+    )
+    chunk = _chunk(apply_fn, variables, clean) if chunk is None else resolve_chunk(chunk)
     return JointPatches(
         names,
         apply_fn,

@@ -15,12 +15,12 @@ from flax import struct
 from jax import lax
 
 from vaejax.checks import check_changed
-from vaejax.chunking import even_chunk
+from vaejax.chunking import resolve_chunk
 from vaejax.estimates import Estimate, bootstrap_mean, ratio
-from vaejax.interventions.attribution import attribute
-from vaejax.interventions.passes import TAU, Readout, count_examples, record, shape_of
-from vaejax.interventions.patching import patch_units
-from vaejax.interventions.unit_sweep import Progress
+from vaejax.interventions.attribution import attributions
+from vaejax.interventions.passes import TAU, Readout, count_examples, shape_of
+from vaejax.interventions.patching import sweep_units
+from vaejax.interventions.unit_sweep import Network, Progress
 
 _COLUMNS = 1024  # units whose intervals are computed at once
 
@@ -100,35 +100,32 @@ def selectivity_maps(
     for site, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"site {site!r}: expected a site with places, got {['B', *shape]}")
-    options: dict[str, Any] = {
-        "sites": list(shapes), "by": by, "readout": readout, "tau": tau, "chunk": chunk
-    }  # fmt: skip
-    effects: dict[str, jax.Array] = {}
+    network, other = (
+        Network(apply_fn, variables, inputs, readout, resolve_chunk(chunk))
+        for inputs in (clean, corrupted)
+    )
     if method == "patching":
-        patched = patch_units(apply_fn, variables, clean, corrupted, progress=progress, **options)
-        norms = next(iter(patched.values())).total
-        effects = {site: of_site.effects for site, of_site in patched.items()}
+        patched, total = sweep_units(network, other.record, list(shapes), by, tau, progress)
+        norms = np.asarray(jnp.linalg.norm(total, axis=1))
+        effects = {site: of_site.T for site, (of_site, _) in patched.items()}
     else:
-        found = attribute(apply_fn, variables, clean, corrupted, **options)
-        size = even_chunk(chunk, len(factors))
-        before, after = (
-            record(apply_fn, variables, inputs, (), readout, size)[0]
-            for inputs in (clean, corrupted)
-        )
-        norms = jnp.linalg.norm(after - before, axis=1)
-        for site, of_site in found.items():
-            effects[site] = jnp.abs(of_site.mediated_fractions) * norms
-    skipped = np.asarray((norms < tau) | (norms == 0))
+        found = attributions(
+            apply_fn, variables, clean, corrupted, shapes,
+            by=by, readout=readout, tau=tau, chunk=chunk,
+        )  # fmt: skip
+        total = other.record(())[0] - network.record(())[0]
+        norms = np.asarray(jnp.linalg.norm(total, axis=1))
+        effects = {site: np.abs(of_site) * norms[:, None] for site, of_site in found.items()}
+    skipped = (norms < tau) | (norms == 0)
     of_factor = factors[:, None] == np.arange(num_factors)
     counted = of_factor & ~skipped[:, None]
     # Of all sites at once, for one program.
     effects = {site: effects[site] for site in shapes}  # what is compiled sorts them
-    together = jnp.concatenate([jnp.asarray(of_units).T for of_units in effects.values()], 1)
-    ratios, mean_total = _ratios(together, norms, jnp.asarray(counted), key)
+    ratios, mean_total = _ratios(np.concatenate(list(effects.values()), 1), norms, counted, key)
     ratios = jax.tree.map(np.asarray, ratios)  # a part is taken without a program for each
     maps, start = {}, 0
     for site, of_units in effects.items():
-        rows = slice(start, start := start + len(of_units))
+        rows = slice(start, start := start + of_units.shape[1])
         effect = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf[rows]), ratios)
         shape = shapes[site] if by == "element" else shapes[site][:-1]
         maps[site] = SelectivityMaps(

@@ -16,11 +16,14 @@ from flax import struct
 from jax import lax
 
 from vaejax.checks import check_changed
+from vaejax.chunking import resolve_chunk
 from vaejax.estimates import Estimate, bootstrap_mean
-from vaejax.interventions import Attribution, attribute, patch_units, unit_sites
+from vaejax.interventions import unit_sites
+from vaejax.interventions.attribution import attributions
 from vaejax.interventions.edits import By
 from vaejax.interventions.passes import TAU, Readout, count_examples
-from vaejax.interventions.unit_sweep import Progress
+from vaejax.interventions.patching import sweep_units
+from vaejax.interventions.unit_sweep import Network, Progress
 
 INACTIVE, MONOSEMANTIC, POLYSEMANTIC = 0, 1, 2
 """Labels of units."""
@@ -136,26 +139,31 @@ def factor_units(
       [2, 2]
     """
     changed, num_factors = check_changed(changed, num_factors, count_examples(clean, corrupted))
-    pairs = (apply_fn, variables, clean, corrupted)
     names = unit_sites(apply_fn, variables, clean) if sites is None else list(sites)
-    options: dict[str, Any] = {"by": by, "readout": readout, "tau": tau, "chunk": chunk}
-    attributed: dict[str, Attribution] = {}
+    attributed: dict[str, np.ndarray] = {}
     patched: Any = names
     if screen is not None:
-        attributed = attribute(*pairs, sites=names, **options)
+        found = attributions(
+            apply_fn, variables, clean, corrupted, names,
+            by=by, readout=readout, tau=tau, chunk=chunk,
+        )  # fmt: skip
+        attributed = {site: np.asarray(of_site).T for site, of_site in found.items()}
         patched = {
-            site: _strongest(found, changed, num_factors, screen)
-            for site, found in attributed.items()
+            site: _strongest(of_site, changed, num_factors, screen)
+            for site, of_site in attributed.items()
         }
-    exact = patch_units(*pairs, sites=patched, progress=progress, **options)
+    network, other = (
+        Network(apply_fn, variables, inputs, readout, resolve_chunk(chunk))
+        for inputs in (clean, corrupted)
+    )
+    exact, total_effects = sweep_units(network, other.record, patched, by, tau, progress)
     effects, fractions, done = {}, {}, {}
-    total = np.asarray(exact[names[0]].total)
+    total = np.asarray(jnp.linalg.norm(total_effects, axis=1))
     for site in names:
-        effects[site] = np.asarray(exact[site].effects)
-        fractions[site] = np.asarray(exact[site].mediated_fractions)
+        effects[site], fractions[site] = exact[site]
         done[site] = ~np.isnan(effects[site]).all(1)
         if site in attributed:
-            first_order = np.asarray(attributed[site].mediated_fractions)
+            first_order = attributed[site]
             along = np.nan_to_num(np.abs(first_order)) * total
             # Of the size that norms have, or units would differ by whether they were patched.
             part = along[done[site]].sum()
@@ -237,10 +245,10 @@ def label_units(
 
 
 def _strongest(
-    found: Attribution, changed: np.ndarray, num_factors: int, screen: int
+    attributed: np.ndarray, changed: np.ndarray, num_factors: int, screen: int
 ) -> np.ndarray:
-    """The units with the `screen` largest attributed effects on any of the factors."""
-    size = np.abs(np.nan_to_num(found.mediated_fractions))
+    """The units with the `screen` largest attributed effects `[S, M]` on any of the factors."""
+    size = np.abs(np.nan_to_num(attributed))
     of_factors = [size[:, changed == k].sum(1) for k in range(num_factors)]
     return np.unique([np.argsort(-of_factor)[:screen] for of_factor in of_factors])
 

@@ -86,10 +86,28 @@ def attribute(
       Nanda, "Attribution Patching: Activation Patching At Industrial Scale", 2023. Kramar et al.,
       `AtP* <https://arxiv.org/abs/2403.00745>`_, 2024.
     """
-    chunk = even_chunk(chunk, count_examples(base, donor))
     names = unit_sites(apply_fn, variables, base) if sites is None else list(sites)
-    fractions = _attribute(apply_fn, variables, base, donor, tuple(names), by, readout, tau, chunk)
+    fractions = attributions(
+        apply_fn, variables, base, donor, names, by=by, readout=readout, tau=tau, chunk=chunk
+    )
     return _summarise(fractions, key)
+
+
+def attributions(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    base: Any,
+    donor: Any,
+    names: Iterable[str],
+    *,
+    by: By,
+    readout: Readout,
+    tau: float,
+    chunk: int | None,
+) -> dict[str, jax.Array]:
+    """`attribute` before the means: mediated fractions `[N, S]` for each site."""
+    chunk = even_chunk(chunk, count_examples(base, donor))
+    return _attribute(apply_fn, variables, base, donor, tuple(names), by, readout, tau, chunk)
 
 
 def rank_agreement(

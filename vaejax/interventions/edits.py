@@ -187,7 +187,8 @@ def unit_mask(shape: tuple[int, ...], units: Any, by: By = "channel") -> jax.Arr
         wrong = [int(unit) for unit in np.ravel(units) if not 0 <= unit < there]
         if wrong:
             raise ValueError(f"expected units below {there} ({by}s of {list(shape)}), got {wrong}")
-    return jnp.isin(unit_ids(shape, by), jnp.asarray(units, jnp.int32))
+    ids = unit_ids(shape, by)
+    return jnp.isin(ids, units) if traced else jnp.asarray(np.isin(ids, units))
 
 
 def _map_arrays(fn: Callable[..., jax.Array], activation: Any, value: Any) -> Any:

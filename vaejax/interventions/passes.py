@@ -72,6 +72,10 @@ def take(tree: Any, rows: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
+take_now = jax.jit(take)
+"""`take` outside of a program, which would be one for each array."""
+
+
 def shapes_of(
     names: Iterable[str], apply_fn: Callable[..., Any], variables: Any, inputs: Any
 ) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def patch_units(
     count_examples(base, donor)
     network = Network(apply_fn, variables, base, readout, chunk)
     other = Network(apply_fn, donor_variables, donor, readout, chunk)
-    return _sweep(network, other.record, sites, by, tau, key, progress)
+    return _summarise(*sweep_units(network, other.record, sites, by, tau, progress), tau, key)
 
 
 def ablate_units(
@@ -266,24 +266,35 @@ def _sweep_forced(
     key: jax.Array | None,
     progress: Progress | None,
 ) -> dict[str, UnitEffects]:
-    """`_sweep` with donors made of the network's own activations `[N, ...]`."""
+    """The effects of units whose donors are made of the network's own activations `[N, ...]`."""
 
     def donors(sites: tuple[str, ...]) -> tuple[None, dict[str, jax.Array]]:
         return None, jax.tree.map(force, network.record(sites)[1])
 
-    return _sweep(network, donors, names, by, TAU, key, progress)
+    return _summarise(*sweep_units(network, donors, names, by, TAU, progress), TAU, key)
 
 
-def _sweep(
+def sweep_units(
     network: Network,
     donors: Callable[[tuple[str, ...]], tuple[jax.Array | None, dict[str, jax.Array]]],
     names: Sites | None,
     by: By,
     tau: float,
-    key: jax.Array | None,
     progress: Progress | None,
-) -> dict[str, UnitEffects]:
-    """The effects of all units; `donors` gives donor activations of sites, and their output."""
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array]:
+    """`patch_units` before the means.
+
+    Args:
+      network: What is patched.
+      donors: Gives donor activations of sites, and their output if they have one.
+      names: See `patch_units`, and so are the others.
+      by: See there.
+      tau: See there.
+      progress: See there.
+
+    Returns:
+      For each site `||NIE||` and mediated fractions, each `[S, N]`; and total effects, `[N, F]`.
+    """
     if names is None:
         names = unit_sites(network.apply_fn, network.variables, network.inputs)
     one = take(network.inputs, jnp.arange(1))
@@ -309,7 +320,7 @@ def _sweep(
             left_out = ~np.isin(np.arange(len(found[site][0])), wanted)
             for of_site in found[site]:
                 of_site[left_out] = np.nan
-    return _summarise(found, total, tau, key)
+    return found, total
 
 
 @jax.jit
@@ -319,7 +330,7 @@ def _summarise(
     tau: float,
     key: jax.Array | None,
 ) -> dict[str, UnitEffects]:
-    """Adds intervals to what `patch_site` found; total effects are `[N, F]`."""
+    """Adds intervals to what `sweep_units` found."""
     skipped = jnp.isnan(mediated_fractions(jnp.zeros_like(total), total, tau))
     means = estimate_means({(s, i): found[s][i].T for s in found for i in (0, 1)}, key)
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,7 +18,14 @@ from vaejax.devices import count
 from vaejax.interventions.edits import By, replace, unit_ids
 from vaejax.interventions.intercept import intervene
 from vaejax.interventions.local import block_size, follow
-from vaejax.interventions.passes import Readout, mediated_fractions, read, record, take
+from vaejax.interventions.passes import (
+    Readout,
+    mediated_fractions,
+    read,
+    record,
+    take,
+    take_now,
+)
 from vaejax.interventions.windows import Index, Window, cut, unravel
 
 # Patches of each device in one call of a compiled program: between two calls there is time to show
@@ -73,7 +81,7 @@ def patch_site(
     ids = unit_ids(base.shape[1:], by)
     n, num = len(total), int(ids.max()) + 1
     # On the host: JAX would compile anew for every number of patches.
-    changed = np.asarray(_changed(base, donor, ids, num))
+    changed = np.asarray(changed_units(base, donor, ids, num))
     # A patch that changes nothing has no effect and mediates nothing.
     effects = np.zeros((num, n), np.float32)
     nothing = mediated_fractions(jnp.zeros_like(total), total, tau)
@@ -92,15 +100,18 @@ def patch_site(
             of_example = _in_chunks(np.flatnonzero(changed[:, example]), block, width)
             chunks[i] = len(of_example)
             units[i, : chunks[i]] = of_example
+        # The program need not know how many examples there are in all.
+        arrays = network.inputs, base, donor, total
+        inputs, *values = take_now(arrays, np.resize(examples, per_call))
         norms, shares = _patch(
-            network, site, base, donor, total, np.resize(examples, per_call), units, chunks, tau,
+            dataclasses.replace(network, inputs=inputs), site, *values, units, chunks, tau,
             by=by, block=block, at_once=at_once,
         )  # fmt: skip
         rows = [(i, k) for i, count in enumerate(chunks) for k in range(count)]
         for found, of_patches in ((effects, norms), (fractions, shares)):
-            values = np.asarray(of_patches)
+            of_call = np.asarray(of_patches)
             for i, k in rows:
-                found[units[i, k], examples[i]] = values[i, k]
+                found[units[i, k], examples[i]] = of_call[i, k]
         done += int(changed[:, examples].sum())
         if progress is not None:
             progress(site, done, int(changed.sum()))
@@ -122,13 +133,15 @@ def _block(network: Network, site: str, base: jax.Array, by: By) -> int:
     """How many units in a row lie at one place, so that one slice serves all their windows."""
     if by in ("site", "position") or base.ndim < 2:
         return int(unit_ids(base.shape[1:], by).max()) + 1
-    return base.shape[-1] if base.ndim > 2 else int(_dense_block(network, site, base))
+    if base.ndim > 2:
+        return base.shape[-1]
+    one = dataclasses.replace(network, inputs=take(network.inputs, jnp.arange(1)))
+    return int(_dense_block(one, site, base[:1]))
 
 
 @functools.partial(jax.jit, static_argnames="site")  # for its cache: nothing is computed
 def _dense_block(network: Network, site: str, base: jax.Array) -> int:
-    after = _after(network, site, take(network.inputs, jnp.arange(1)))
-    return block_size(after, base[:1])
+    return block_size(_after(network, site, network.inputs), base)
 
 
 def _in_chunks(units: np.ndarray, block: int, width: int) -> np.ndarray:
@@ -142,8 +155,8 @@ def _in_chunks(units: np.ndarray, block: int, width: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames="num")
-def _changed(base: jax.Array, donor: jax.Array, ids: jax.Array, num: int) -> jax.Array:
-    """Whether a patch changes anything at its site, `[S, N]` bool."""
+def changed_units(base: jax.Array, donor: jax.Array, ids: jax.Array, num: int) -> jax.Array:
+    """Whether a patch of a unit changes anything at its site, `[S, N]` bool."""
     differs = (base != donor).reshape(len(base), -1)
     return jax.ops.segment_max(differs.T, ids.reshape(-1), num_segments=num)
 
@@ -155,7 +168,6 @@ def _patch(
     base: jax.Array,
     donor: jax.Array,
     total: jax.Array,
-    examples: jax.Array,
     units: jax.Array,
     chunks: jax.Array,
     tau: float,
@@ -167,12 +179,11 @@ def _patch(
     """Norm and mediated fraction of patches, each `[E, most, width]`.
 
     Args:
-      network: What is patched.
+      network: What is patched, with E inputs.
       site: Where.
-      base: `[N, ...]`.
-      donor: `[N, ...]`.
-      total: `[N, F]`.
-      examples: `[E]`, which of the N.
+      base: `[E, ...]`.
+      donor: `[E, ...]`.
+      total: `[E, F]`.
       units: `[E, most, width]`, of each example the units to patch, those of a chunk in one block.
       chunks: `[E]`, how many chunks of each are to be run.
       tau: See `patch_units`.
@@ -182,9 +193,8 @@ def _patch(
     """
 
     def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n = examples[i]
-        after = _after(network, site, take(network.inputs, n[None]))
-        given, follower = donor[n][None], follow(after, base[n][None])
+        after = _after(network, site, take(network.inputs, i[None]))
+        given, follower = donor[i][None], follow(after, base[i][None])
 
         def run(k: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             first = units[i, k, 0] // block * block
@@ -192,7 +202,7 @@ def _patch(
             def patch(unit: jax.Array) -> tuple[jax.Array, jax.Array]:
                 window = _window(given, by, Index(first, unit - first, block))
                 effect = follower.change(window).reshape(-1)
-                return jnp.linalg.norm(effect), mediated_fractions(effect, total[n], tau)
+                return jnp.linalg.norm(effect), mediated_fractions(effect, total[i], tau)
 
             return jax.tree.map(
                 lambda all_, new: all_.at[k].set(new), found, jax.vmap(patch)(units[i, k])
@@ -207,7 +217,7 @@ def _patch(
         # Not under `vmap`: it would make gathers of all slices.
         return jax.tree.map(lambda leaf: leaf[None], one(rows[0]))
 
-    return map_chunks(some, len(examples), at_once)
+    return map_chunks(some, len(chunks), at_once)
 
 
 def _window(donor: jax.Array, by: By, unit: Index) -> Window:
