@@ -137,7 +137,7 @@ def _subject(
     if not isinstance(source, Renderable):
         raise cli.UsageError(f"{source.name} cannot draw images with one factor changed")
     model, variables = effects.without_discriminator(model, variables)
-    images, values = source.batch(jax.random.key(circuit_effects.KEY), pairs)
+    images, values = effects.draw(source, jax.random.key(circuit_effects.KEY), pairs)
     there = circuit_effects.unit_sites(model, variables, images[:1])
     cli.check_names("site", sites or (), there)
     wanted = there if sites is None else [site for site in there if site in sites]

@@ -106,12 +106,12 @@ def analyze(
     for given, known, what in ((factor, names, "factor"), (sites, there, "site")):
         cli.check_names(what, given or (), known)
 
-    with counting(console, "circuits") as update:
+    with output.on_all_devices(), counting(console, "circuits") as update:
         found = circuit_effects.anatomy(
             model, variables, source, values,
             factors=factor, sites=sites, screen=screen, threshold=threshold, progress=update,
         )  # fmt: skip
-    with counting(console, "paths") as update:
+    with output.on_all_devices(), counting(console, "paths") as update:
         graph = circuit_effects.graph(
             model, variables, source, values, found, widest=graph_width, progress=update
         )

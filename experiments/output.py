@@ -16,6 +16,7 @@ from rich.console import Console
 from experiments import files, locks
 from experiments.cli import UsageError
 from experiments.presets import PAPER, Preset
+from vaejax import devices
 
 _OURS = ("config.json", "results.csv", "summary.csv", "readouts", "runs")
 
@@ -39,6 +40,11 @@ def set_up_compiler(preset: Preset = PAPER) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = epath.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "vaejax" / "xla"))
+
+
+def on_all_devices() -> contextlib.AbstractContextManager[None]:
+    """Within it, analyses are divided over all devices of this process."""
+    return devices.use(devices.mesh(jax.local_device_count(), 1, jax.local_devices()))
 
 
 @contextlib.contextmanager

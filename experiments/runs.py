@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from experiments import files, pictures, readouts
+from experiments import files, output, pictures, readouts
 from experiments.cli import UsageError
 from experiments.measure import measure
 from experiments.presets import Preset
@@ -256,7 +256,7 @@ def finish(
     }
     if diverged_at < 0:
         model = run.recipe().model
-        with devices.use(devices.mesh(jax.local_device_count(), 1, jax.local_devices())):
+        with output.on_all_devices():
             measurement = measure(model, state.variables, source, run.preset, readout, **options)
         row |= measurement.row
         if path is not None:

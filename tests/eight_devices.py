@@ -22,6 +22,7 @@ from vaejax import (
     Recipe,
     checkpoint,
     chunking,
+    circuits,
     devices,
     fit,
     init,
@@ -68,7 +69,10 @@ TRAINED = [
     ("factor_vae", "2x4"),
 ]
 ORDER = ("none", "2x4", "none", "2x4", "1x8")
-ANALYSES = ("ces_fixed", "patch_units", "attribute", "mediate", "factor_effects", "encode_pool")
+ANALYSES = (
+    *("ces_fixed", "patch_units", "attribute", "mediate", "factor_effects", "encode_pool"),
+    "find_circuits",
+)
 LOOPS = ("vmap", "gradient", "nested", "keys", "remainder", "outside_jit")
 # runs, batch size and devices to the shape of the mesh.
 MESHES = {
@@ -216,6 +220,12 @@ def analyses():
         ),
         "attribute": lambda: interventions.attribute(*arguments, readout=readout, chunk=2),
         "mediate": lambda: interventions.mediate(*arguments, "z", readout=readout, chunk=2),
+        "find_circuits": lambda: jax.tree.map(
+            np.asarray,
+            circuits.find_circuits(
+                *arguments, np.arange(21) % 2, readout=readout, sites=sites, chunk=2
+            ),
+        ),
         "factor_effects": jax.jit(
             lambda: interventions.factor_effects(
                 functools.partial(encode, variables),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaejax.chunking import map_chunks
-from vaejax.interventions.edits import replace
-from vaejax.interventions.intercept import intervene
-from vaejax.interventions.passes import count_examples, mediated_fractions, read, take
+from vaejax.interventions.passes import count_examples, mediated_fractions, take
 from vaejax.interventions.paths import Recorded
-from vaejax.interventions.unit_sweep import Network
+from vaejax.interventions.unit_sweep import Network, after_site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Relay:
             values = self._receive(first, second, values, changed, sends)
         mask = np.isin(last.ids, last.units)
         sent, differs = _sent(mask, values, pairs.clean[last.site])
-        patched = _output(pairs.network, {last.site: sent})
+        patched = _output(pairs.network, last.site, sent)
         effect = jnp.where(differs[:, None], patched - pairs.output, 0)
         return np.asarray(mediated_fractions(effect, pairs.total, self.tau))
 
@@ -101,13 +100,11 @@ def _received(
     return jnp.where(differs.reshape(-1, *[1] * takes.ndim) & takes, new, received)
 
 
-@jax.jit
-def _output(network: Network, given: dict[str, jax.Array]) -> jax.Array:
-    """The quantity of interest where the activations of some sites are given, `[M, F]`."""
-    edited = intervene(network.apply_fn, dict.fromkeys(given, replace))
+@functools.partial(jax.jit, static_argnames="site")
+def _output(network: Network, site: str, values: jax.Array) -> jax.Array:
+    """The quantity of interest where the activations of a site are given, `[M, F]`."""
 
     def run(rows: jax.Array) -> jax.Array:
-        inputs = take(network.inputs, rows)
-        return read(network.readout, edited(network.variables, take(given, rows), inputs)[0])
+        return after_site(network, site, take(network.inputs, rows))(values[rows])
 
     return map_chunks(run, count_examples(network.inputs), network.chunk)

@@ -124,6 +124,7 @@ def find_circuits(
     Example:
       Of four hidden units the network reads the first twice and the second once.
 
+      >>> import jax.numpy as jnp
       >>> from flax import linen as nn
       >>> class Net(nn.Module):
       ...     @nn.compact

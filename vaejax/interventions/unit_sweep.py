@@ -118,7 +118,7 @@ def patch_site(
     return effects, fractions
 
 
-def _after(network: Network, site: str, inputs: Any) -> Callable[[jax.Array], jax.Array]:
+def after_site(network: Network, site: str, inputs: Any) -> Callable[[jax.Array], jax.Array]:
     """From the activation of a site to the quantity of interest."""
     replaced = intervene(network.apply_fn, {site: replace})
 
@@ -141,7 +141,7 @@ def _block(network: Network, site: str, base: jax.Array, by: By) -> int:
 
 @functools.partial(jax.jit, static_argnames="site")  # for its cache: nothing is computed
 def _dense_block(network: Network, site: str, base: jax.Array) -> int:
-    return block_size(_after(network, site, network.inputs), base)
+    return block_size(after_site(network, site, network.inputs), base)
 
 
 def _in_chunks(units: np.ndarray, block: int, width: int) -> np.ndarray:
@@ -193,7 +193,7 @@ def _patch(
     """
 
     def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-        after = _after(network, site, take(network.inputs, i[None]))
+        after = after_site(network, site, take(network.inputs, i[None]))
         given, follower = donor[i][None], follow(after, base[i][None])
 
         def run(k: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
