@@ -223,6 +223,23 @@ def test_only_what_changes_is_run(monkeypatch):
     assert run == [(1, [1.0, 2.0, 1.0, 0.0])]
 
 
+def test_a_call_copies_few_examples_also_where_units_are_few(monkeypatch):
+    copied = []
+    patch = unit_sweep._patch
+
+    def watching(network, site, base, *arguments, **options):
+        copied.append(len(base))
+        return patch(network, site, base, *arguments, **options)
+
+    monkeypatch.setattr(unit_sweep, "_patch", watching)
+    found = patch_units(
+        Image().apply, {}, normal(0, 300, 2, 2, 3), normal(1, 300, 2, 2, 3), by="site"
+    )
+    assert len(copied) == 3
+    assert max(copied) <= 128
+    np.testing.assert_allclose(found["map"].mediated_fractions, 1, rtol=1e-4)  # the whole of it
+
+
 def test_one_program_for_each_site_whatever_the_values():
     traces = []
 

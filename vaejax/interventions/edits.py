@@ -188,7 +188,9 @@ def unit_mask(shape: tuple[int, ...], units: Any, by: By = "channel") -> jax.Arr
         if wrong:
             raise ValueError(f"expected units below {there} ({by}s of {list(shape)}), got {wrong}")
     ids = unit_ids(shape, by)
-    return jnp.isin(ids, units) if traced else jnp.asarray(np.isin(ids, units))
+    if traced:
+        return jnp.isin(ids, units.astype(jnp.int32))
+    return jnp.asarray(np.isin(ids, units))  # without a program
 
 
 def _map_arrays(fn: Callable[..., jax.Array], activation: Any, value: Any) -> Any:

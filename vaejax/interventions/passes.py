@@ -73,7 +73,7 @@ def take(tree: Any, rows: jax.Array) -> Any:
 
 
 take_now = jax.jit(take)
-"""`take` outside of a program, which would be one for each array."""
+"""`take` in one program, for use outside of others: by itself it is one for each array."""
 
 
 def shapes_of(

@@ -31,6 +31,7 @@ from vaejax.interventions.windows import Index, Window, cut, unravel
 # Patches of each device in one call of a compiled program: between two calls there is time to show
 # progress, or to be interrupted.
 _CALL_PATCHES = 2048
+_CALL_EXAMPLES = 128  # likewise, as their activations are copied for the call
 
 
 class Progress(Protocol):
@@ -90,7 +91,8 @@ def patch_site(
     width = min(network.chunk, block)
     most = num // block * -(-block // width)  # chunks of one example
     at_once = max(1, network.chunk // (most * width))
-    per_call = count() * at_once * max(1, _CALL_PATCHES // (most * width * at_once))
+    rounds = max(1, min(_CALL_PATCHES // (most * width), _CALL_EXAMPLES) // at_once)
+    per_call = count() * at_once * rounds
     some, done = np.flatnonzero(changed.any(0)), 0
     for start in range(0, len(some), per_call):
         examples = some[start : start + per_call]
