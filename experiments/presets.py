@@ -2,7 +2,7 @@
 
 | preset | what for | time on 2 CPU cores |
 |---|---|---|
-| smoke | does everything work? | 5 minutes, nearly all of it compiling |
+| smoke | does everything work? | 3 minutes, nearly all of it compiling |
 | demo | the default: small models that have learnt something | 8 minutes |
 | quick | all datasets at the demo's size | five times the demo's runs |
 | paper | the published setting: 64x64, reference network, 300,000 steps | an accelerator's job |
