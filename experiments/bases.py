@@ -20,20 +20,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-from etils import epath
-from rich.console import Console
+from experiments import cli
 
-from experiments import basis_effects, circuit_effects, cli, effects, files, output
-from experiments.basis_effects import COUNTS, ENDS, SCORES, SIZES
-from experiments.circuit_report import new_table
-from experiments.progress import counting
-from vaejax import circuits
-from vaejax.circuits import InteractionBasis
-from vaejax.data import Renderable
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from vaejax.circuits import InteractionBasis
 
 _IMAGES = 512  # that directions are found in
 _PROBES = 4  # backward passes for each of them
@@ -87,6 +82,14 @@ def analyze(
       UsageError: There is no checkpoint that can be read, it lacks a site, a site never varies, or
         there is to be a dictionary and its dataset cannot be intervened on.
     """
+    import jax
+    from etils import epath
+
+    from experiments import basis_effects, circuit_effects, effects, files, output
+    from experiments.progress import counting
+    from vaejax import circuits
+    from vaejax.data import Renderable
+
     if pairs < 4:
         raise cli.UsageError(f"--pairs: expected at least 4, half of them held out, got {pairs}")
     if features and not dictionary:
@@ -142,6 +145,8 @@ def analyze(
 
 
 def _show(console: Console, record: dict[str, Any]) -> None:
+    from experiments.basis_effects import COUNTS, SCORES, SIZES
+
     _print(console, "Directions", ("site", *COUNTS, "effective"), record["sites"])
     parts = {
         part: [
@@ -165,6 +170,8 @@ def _show(console: Console, record: dict[str, Any]) -> None:
 
 
 def _print(console: Console, title: str, headings: Sequence[str], rows: Mapping[str, Any]) -> None:
+    from experiments.circuit_report import new_table
+
     table = new_table(title, *headings)
     for name, row in rows.items():
         table.add_row(name, *map(_text, row.values() if isinstance(row, dict) else row))
@@ -174,6 +181,8 @@ def _print(console: Console, title: str, headings: Sequence[str], rows: Mapping[
 
 def _text(value: Any) -> str:
     """A number, or one with its interval."""
+    from experiments.basis_effects import ENDS
+
     if isinstance(value, dict) and value["value"] is not None:
         number, low, high = (_text(value[end]) for end in ENDS)
         return f"{number} ({low}, {high})"
